@@ -11,7 +11,6 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use k8s_openapi::api::core::v1::Secret;
-use signal_crds::SignalClusterSpec;
 use signal_crds::status::SigningKeyStatus;
 #[cfg(test)]
 use signal_crds::status::SourceStage;
@@ -287,13 +286,7 @@ pub fn decide(
             events: step.events,
         },
         pods,
-        due: [
-            stages.due,
-            signing.due,
-            migration_due(&migration, observed),
-            canary_due(&desired, &observed.cluster.spec),
-        ]
-        .concat(),
+        due: [stages.due, signing.due, due(&migration, &desired, observed)].concat(),
         migration,
         rotation: stages.rotation.or(signing.waiting),
         lost_keys: signing.lost,
@@ -303,27 +296,20 @@ pub fn decide(
     }))
 }
 
-/// When a failed migration is tried again.
-fn migration_due(migration: &Migration, observed: &Observed) -> Vec<Due> {
-    match migration {
-        Migration::Failed { again_at, .. }
-            if migration.tried_again(&observed.cluster.spec).is_some() =>
-        {
-            vec![Due {
-                at: *again_at,
-                why: DueReason::Migration,
-            }]
+/// When a failed migration is tried again, and when the canary passes or fails.
+fn due(migration: &Migration, desired: &Desired, observed: &Observed) -> Vec<Due> {
+    let spec = &observed.cluster.spec;
+    let migration = match migration {
+        Migration::Failed { again_at, .. } if migration.tried_again(spec).is_some() => {
+            Some((*again_at, DueReason::Migration))
         }
-        _ => Vec::new(),
-    }
-}
-
-/// When the canary passes or fails.
-fn canary_due(desired: &Desired, spec: &SignalClusterSpec) -> Vec<Due> {
+        _ => None,
+    };
     let deployment = desired.deployment.as_ref();
-    let at = deployment.and_then(|deployment| canary_of(deployment)?.due(&spec.rollout));
-    let why = DueReason::Canary;
-    at.map(|at| Due { at, why }).into_iter().collect()
+    let canary = deployment.and_then(|deployment| canary_of(deployment)?.due(&spec.rollout));
+    let canary = canary.map(|at| (at, DueReason::Canary));
+    let times = migration.into_iter().chain(canary);
+    times.map(|(at, why)| Due { at, why }).collect()
 }
 
 /// The cluster, if its pods stay within what the operator's arguments allow.

@@ -259,17 +259,11 @@ fn changed(mut object: Value, member: &str, value: Value) -> Value {
 fn all() -> Vec<(&'static str, Value)> {
     let seen = |observed: &Observed| reconciled(observed, &[]);
     let healthy = seen(&both());
-    let starting = fleet(vec![
-        pod("a", 7),
-        Pod {
-            ready: false,
-            ..pod("b", 0)
-        },
-    ]);
-    let crashing = fleet(vec![
-        pod("a", 1),
-        broken("edge-7", PodProblemKind::Crash, "because"),
-    ]);
+    let mut late = pod("b", 0);
+    late.ready = false;
+    let starting = fleet(vec![pod("a", 7), late]);
+    let crash = broken("edge-7", PodProblemKind::Crash, "because");
+    let crashing = fleet(vec![pod("a", 1), crash]);
     let retiring = settled(with_spec(|spec| {
         spec.jwks.sources.pop();
     }));
