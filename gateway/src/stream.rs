@@ -170,5 +170,18 @@ fn read_now(socket: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
     short.map_or(result, Ok)
 }
 
+/// Writes without waiting, and without asking the runtime first whether the socket is writable: what the runtime knows of each socket lies in memory of its
+/// own, which is cold when thousands are written to in turn. It learns of a full socket, so that the next wait lasts until there is room.
+///
+/// Only on the thread that drives the socket's runtime: elsewhere room could be noted between the write and the note that there is none.
+pub fn write_now(socket: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
+    match (&*SockRef::from(socket)).write(bytes) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            socket.try_io(Interest::WRITABLE, || Err(error))
+        }
+        result => result,
+    }
+}
+
 #[cfg(test)]
 mod tests;

@@ -136,7 +136,7 @@ pub(super) struct Outbox {
     /// Whether the first entry is a frame whose beginning is on the wire.
     begun: bool,
     bytes: usize,
-    seal: Option<Rc<Cipher>>,
+    seal: Option<Cipher>,
     held: Option<Box<Held>>,
     blocked_since: Option<Instant>,
     closing: bool,
@@ -146,7 +146,7 @@ pub(super) struct Outbox {
 
 impl Outbox {
     /// Seals every message that is queued from here on.
-    pub(super) fn seal_with(&mut self, cipher: Rc<Cipher>) {
+    pub(super) fn seal_with(&mut self, cipher: Cipher) {
         self.seal = Some(cipher);
     }
 
@@ -336,6 +336,16 @@ impl Outbox {
     /// Returns since when the socket has taken nothing while something waits.
     pub(super) fn blocked_since(&self) -> Option<Instant> {
         self.blocked_since
+    }
+
+    /// Reads what [`Outbox::flush`] needs, and returns something that depends on it.
+    pub(super) fn look_at(&self) -> (usize, bool, Option<usize>) {
+        let waits = (
+            self.waiting_bytes() + self.written,
+            self.blocked_since.is_some(),
+        );
+        let length = self.seal.as_ref().map(|cipher| cipher.key_length());
+        (waits.0 + self.entries.len(), waits.1, length)
     }
 
     /// Writes what waits, as far as the sink takes it. Returns how far it got and the bytes written.

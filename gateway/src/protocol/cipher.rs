@@ -4,6 +4,7 @@
 //! than portable code; the tests check both against `p256` and `aes-gcm`.
 
 use std::mem::MaybeUninit;
+use std::sync::Arc;
 
 use base64_simd::STANDARD as BASE64;
 use hkdf::Hkdf;
@@ -167,27 +168,42 @@ fn derive(shared: &[u8], salt: &[u8], key: &mut [u8; 32]) {
         .expect("32 bytes are within HKDF's limit");
 }
 
-/// Seals and opens for one connection. The expanded key is wiped when it is dropped.
+/// Seals and opens for one connection. Its clones share one expanded key, which is wiped when the last of them is dropped.
+#[derive(Clone)]
 pub struct Cipher {
-    key: Box<MaybeUninit<LessSafeKey>>,
+    key: Arc<WipedKey>,
 }
+
+/// The expanded key of a [`Cipher`].
+struct WipedKey(MaybeUninit<LessSafeKey>);
 
 impl Cipher {
     /// Expands the key once.
     pub fn new(key: &[u8; 32]) -> Self {
         let key = UnboundKey::new(&AES_256_GCM, key).expect("32 bytes are an AES-256 key");
         Self {
-            key: Box::new(MaybeUninit::new(LessSafeKey::new(key))),
+            key: Arc::new(WipedKey(MaybeUninit::new(LessSafeKey::new(key)))),
         }
     }
 
     #[expect(
         unsafe_code,
-        reason = "the box is initialized by `new` and wiped only by `drop`"
+        reason = "the key is initialized by `new` and wiped only by `drop`"
     )]
     fn key(&self) -> &LessSafeKey {
         // SAFETY: `new` wrote it, and nothing takes it out before `drop`.
-        unsafe { self.key.assume_init_ref() }
+        unsafe { self.key.0.assume_init_ref() }
+    }
+
+    /// Returns what says whether a clone is left.
+    #[cfg(test)]
+    pub fn watch(&self) -> std::sync::Weak<impl Sized + use<>> {
+        Arc::downgrade(&self.key)
+    }
+
+    /// Returns the length of the key in bytes: whoever is about to seal has it fetched from memory with this.
+    pub fn key_length(&self) -> usize {
+        self.key().algorithm().key_len()
     }
 
     /// Seals an envelope and appends a whole `encrypted` text frame to `out`. `iv` must be random and used once with this key; `scratch` is
@@ -262,8 +278,8 @@ impl Cipher {
     }
 }
 
-impl Drop for Cipher {
-    #[expect(unsafe_code, reason = "ring does not wipe its keys, so the box does")]
+impl Drop for WipedKey {
+    #[expect(unsafe_code, reason = "ring does not wipe its keys, so this does")]
     fn drop(&mut self) {
         const {
             assert!(
@@ -271,8 +287,8 @@ impl Drop for Cipher {
                 "wiping would break a destructor"
             )
         };
-        // SAFETY: the box is owned, `LessSafeKey` has no destructor, and nothing reads it afterwards: a `MaybeUninit` may hold any bytes.
-        unsafe { zeroize::zeroize_flat_type(std::ptr::from_mut(&mut *self.key)) }
+        // SAFETY: the key is owned, `LessSafeKey` has no destructor, and nothing reads it afterwards: a `MaybeUninit` may hold any bytes.
+        unsafe { zeroize::zeroize_flat_type(std::ptr::from_mut(&mut self.0)) }
     }
 }
 

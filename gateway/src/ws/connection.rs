@@ -516,7 +516,7 @@ impl Connection {
 
     fn release(&mut self, now: Instant) {
         if let Some(cipher) = self.session.cipher() {
-            self.link.seal_with(Rc::clone(cipher));
+            self.link.seal_with(cipher.clone());
         }
         self.link.note(self.session.stage(), now);
         self.link.release(|_| true);

@@ -6,7 +6,6 @@
 mod events;
 mod input;
 
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -50,7 +49,7 @@ enum State {
     Verifying { until: Moment },
     Admitting(Box<Admission>),
     Authenticated(Identity),
-    Encrypted(Identity, Rc<Cipher>),
+    Encrypted(Identity, Cipher),
     Closed,
 }
 
@@ -93,7 +92,7 @@ impl Session {
     }
 
     /// Returns the cipher of an encrypted session.
-    pub fn cipher(&self) -> Option<&Rc<Cipher>> {
+    pub fn cipher(&self) -> Option<&Cipher> {
         match &self.state {
             State::Encrypted(_, cipher) => Some(cipher),
             _ => None,
@@ -274,7 +273,7 @@ impl Session {
             keys,
         )));
         self.state = match handshake {
-            Some(handshake) => State::Encrypted(identity, Rc::new(handshake.cipher)),
+            Some(handshake) => State::Encrypted(identity, handshake.cipher),
             None => State::Authenticated(identity),
         };
         actions.push(Action::Release);

@@ -69,7 +69,7 @@ fn a_burst_is_one_write() {
 fn bytes_are_the_same_and_in_order_however_few_the_socket_takes_at_a_time() {
     for sealed in [false, true] {
         for room in [1, 3, 50, 1000] {
-            let cipher = Rc::new(Cipher::new(&[1; 32]));
+            let cipher = Cipher::new(&[1; 32]);
             let (mut outbox, pipe) = (Outbox::default(), Pipe::default());
             if sealed {
                 outbox.seal_with(cipher.clone());
@@ -105,7 +105,7 @@ fn a_batch_is_written_at_once_and_what_the_socket_does_not_take_becomes_frames()
             for room in [0, 1, 11, 15, 22, 109, 110, 1000] {
                 let (mut outbox, pipe) = (Outbox::default(), Pipe::default());
                 if sealed {
-                    outbox.seal_with(Rc::new(Cipher::new(&[1; 32])));
+                    outbox.seal_with(Cipher::new(&[1; 32]));
                 }
                 let batch = Rc::new(MessageBatch::new((before..10).map(message).collect()));
                 (0..before).for_each(|n| outbox.push(&message(n), WIDE).unwrap());
@@ -172,7 +172,7 @@ fn shared(count: usize) -> Rc<SharedMessages> {
 fn messages_that_share_their_text_are_put_together_however_few_bytes_the_socket_takes() {
     for sealed in [false, true] {
         for room in [1, 7, 100, 1000] {
-            let cipher = Rc::new(Cipher::new(&[1; 32]));
+            let cipher = Cipher::new(&[1; 32]);
             let (mut outbox, pipe) = (Outbox::default(), Pipe::default());
             if sealed {
                 outbox.seal_with(cipher.clone());
@@ -218,7 +218,7 @@ fn who_reads_slowly_keeps_only_the_message_of_its_own() {
         for room in [0, 5] {
             let (mut outbox, pipe) = (Outbox::default(), Pipe::default());
             if sealed {
-                outbox.seal_with(Rc::new(Cipher::new(&[1; 32])));
+                outbox.seal_with(Cipher::new(&[1; 32]));
             }
             let messages = shared(1000);
             outbox.push_shared(&messages, 1, WIDE).unwrap();
@@ -295,7 +295,7 @@ fn one_message_of_any_length_is_no_overflow_wherever_it_waits() {
         for (held, before, after) in [(false, 0, 9), (false, 1, 8), (true, 0, 9), (true, 3, 5)] {
             let mut outbox = Outbox::default();
             if sealed {
-                outbox.seal_with(Rc::new(Cipher::new(&[1; 32])));
+                outbox.seal_with(Cipher::new(&[1; 32]));
             }
             if held {
                 outbox.hold();
@@ -337,7 +337,7 @@ fn finishing_keeps_only_the_rest_of_a_half_written_frame() {
         for (room, whole) in [(0, 0), (4, 1), (15, 2)] {
             let (mut outbox, pipe) = (Outbox::default(), Pipe::default());
             if sealed {
-                outbox.seal_with(Rc::new(Cipher::new(&[1; 32])));
+                outbox.seal_with(Cipher::new(&[1; 32]));
             }
             for n in 0..3 {
                 outbox.push(&message(n), WIDE).unwrap();

@@ -14,6 +14,9 @@ use crate::protocol::{SharedMessages, event};
 const FLUSHES_PER_TURN: usize = 128;
 /// ... for the first time: what comes a moment later, the rest of a burst, reaches most receivers in the same write.
 const FLUSHES_OF_FIRST_TURN: usize = 32;
+/// How many connections are looked at together before the first of them is written to. Each lies in memory that the writes before pushed out of the caches, and
+/// the processor fetches several at a time.
+const FLUSHES_AHEAD: usize = 8;
 
 impl Shard {
     /// Queues messages to every connection of the destination, and returns how many messages were queued.
@@ -115,11 +118,17 @@ impl Shard {
         let (mut bytes, mut writes) = (0, 0);
         loop {
             let mut touched = std::mem::take(&mut *self.touched.borrow_mut());
-            for (n, link) in touched.drain(..).enumerate() {
+            let mut links = touched.drain(..);
+            for n in 0.. {
                 if n % FLUSHES_PER_TURN == FLUSHES_OF_FIRST_TURN {
                     tokio::task::yield_now().await;
                     meanwhile();
                 }
+                if n.is_multiple_of(FLUSHES_AHEAD) {
+                    let ahead = links.as_slice().iter().take(FLUSHES_AHEAD);
+                    ahead.for_each(Link::look_at);
+                }
+                let Some(link) = links.next() else { break };
                 link.touched.set(false);
                 // A blocked socket is written to by its own task, as soon as it takes more.
                 if link.blocked_since().is_some() {
@@ -137,6 +146,7 @@ impl Shard {
                     Err(_) => link.wake(),
                 }
             }
+            drop(links);
             let mut again = self.touched.borrow_mut();
             if again.is_empty() {
                 if again.capacity() == 0 {

@@ -1,6 +1,5 @@
 //! What a session does with the text messages of its client (protocol.md, sections 2 and 3).
 
-use std::rc::Rc;
 use std::time::Instant;
 
 use super::{Action, Actions, Rules, Session, State};
@@ -45,7 +44,7 @@ impl Session {
         let event = &*envelope.event;
         match &self.state {
             State::Encrypted(_, cipher) if event == name::ENCRYPTED => {
-                let cipher = Rc::clone(cipher);
+                let cipher = cipher.clone();
                 let opened = envelope
                     .read()
                     .ok()

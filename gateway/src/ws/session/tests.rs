@@ -692,7 +692,7 @@ fn events_of_the_application_are_not_answered() {
 #[test]
 fn ending_the_session_drops_the_cipher() {
     let mut fixture = Fixture::encrypted(rules());
-    let cipher = Rc::downgrade(fixture.session.cipher().unwrap());
+    let cipher = fixture.session.cipher().unwrap().watch();
     fixture.session.end();
     assert!(cipher.upgrade().is_none());
     assert!(fixture.session.next_deadline().is_none());
