@@ -6,6 +6,7 @@ use smallvec::SmallVec;
 
 use super::outbox::WRITE_BYTES;
 use crate::protocol::Message;
+use crate::protocol::cipher::Cipher;
 
 /// Messages to the same connections, and their frames joined once for every connection that is not encrypted.
 #[derive(Debug)]
@@ -13,6 +14,8 @@ pub(super) struct MessageBatch {
     pub(super) messages: Vec<Rc<Message>>,
     /// All frames, one after the other.
     pub(super) joined: Vec<u8>,
+    /// Bytes of all frames where they are sealed.
+    pub(super) sealed_length: usize,
 }
 
 impl MessageBatch {
@@ -25,11 +28,19 @@ impl MessageBatch {
         messages
             .iter()
             .for_each(|message| joined.extend_from_slice(message.frame()));
-        Self { messages, joined }
+        let sealed = messages
+            .iter()
+            .map(|message| Cipher::sealed_length(message.payload().len()));
+        Self {
+            sealed_length: sealed.sum(),
+            messages,
+            joined,
+        }
     }
 }
 
 /// What is queued to connections at once.
+#[derive(Debug)]
 pub(super) enum Outgoing {
     Single(Rc<Message>),
     Batch(Rc<MessageBatch>),
@@ -42,6 +53,62 @@ impl Outgoing {
             Self::Single(_) => 1,
             Self::Batch(batch) => batch.messages.len(),
         }
+    }
+}
+
+impl Outgoing {
+    /// Returns its messages.
+    fn messages(&self) -> &[Rc<Message>] {
+        match self {
+            Self::Single(message) => std::slice::from_ref(message),
+            Self::Batch(batch) => &batch.messages,
+        }
+    }
+
+    /// Returns whether both are the same, not only equal.
+    fn is(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Single(one), Self::Single(other)) => Rc::ptr_eq(one, other),
+            (Self::Batch(one), Self::Batch(other)) => Rc::ptr_eq(one, other),
+            _ => false,
+        }
+    }
+}
+
+/// What is queued to many connections, and the same joined to what most of them have waiting: the messages before it to the same receivers.
+pub(super) struct Joining<'a> {
+    pub(super) outgoing: &'a Outgoing,
+    /// How many more times it may be joined to something.
+    left: usize,
+    last: Option<(Outgoing, Rc<MessageBatch>)>,
+}
+
+impl<'a> Joining<'a> {
+    /// Joins at most so often: each time copies all frames.
+    pub(super) fn new(outgoing: &'a Outgoing, times: usize) -> Self {
+        Self {
+            outgoing,
+            left: times,
+            last: None,
+        }
+    }
+
+    /// Returns what waits with this behind it; `None` if that would be too long, or joined too often.
+    pub(super) fn behind(&mut self, waiting: Outgoing) -> Option<Rc<MessageBatch>> {
+        if let Some((known, joined)) = &self.last
+            && known.is(&waiting)
+        {
+            return Some(Rc::clone(joined));
+        }
+        self.left = self.left.checked_sub(1)?;
+        let both = [waiting.messages(), self.outgoing.messages()].concat();
+        let bytes: usize = both.iter().map(|message| message.frame().len()).sum();
+        if bytes > MessageBatch::MAX_BYTES {
+            return None;
+        }
+        let joined = Rc::new(MessageBatch::new(both));
+        self.last = Some((waiting, Rc::clone(&joined)));
+        Some(joined)
     }
 }
 

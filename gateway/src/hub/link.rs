@@ -13,7 +13,7 @@ use std::time::Instant;
 use smallvec::SmallVec;
 use tokio::net::TcpStream;
 
-use super::batch::MessageBatch;
+use super::batch::Joining;
 use super::outbox::{Bounds, Flushed, Outbox, Overflow, Sink};
 use crate::id::Id;
 use crate::principal::Principal;
@@ -207,15 +207,9 @@ impl Link {
         self.out.borrow_mut().release(keep);
     }
 
-    /// Queues a delivered message; a reader that is too slow is closed.
-    pub(super) fn deliver(&self, message: &Rc<Message>, bounds: Bounds) {
-        let result = self.out.borrow_mut().push(message, bounds);
-        self.after_push(result);
-    }
-
-    /// Queues a delivered batch.
-    pub(super) fn deliver_batch(&self, batch: &Rc<MessageBatch>, bounds: Bounds) {
-        let result = self.out.borrow_mut().push_batch(batch, bounds);
+    /// Queues what is delivered; a reader that is too slow is closed.
+    pub(super) fn deliver(&self, joining: &mut Joining<'_>, bounds: Bounds) {
+        let result = self.out.borrow_mut().push_outgoing(joining, bounds);
         self.after_push(result);
     }
 

@@ -11,7 +11,7 @@ use std::time::Instant;
 use rand::RngCore;
 use smallvec::SmallVec;
 
-use super::batch::MessageBatch;
+use super::batch::{Joining, MessageBatch, Outgoing};
 use crate::protocol::cipher::{Cipher, IV_BYTES};
 use crate::protocol::{Message, SharedMessages};
 
@@ -54,6 +54,8 @@ enum Entry {
     Sealed(Rc<Message>),
     /// Frames as they are. Nothing is queued before them, and what is not written at once becomes single frames.
     Batch(Rc<MessageBatch>),
+    /// The same, each to be encrypted.
+    SealedBatch(Rc<MessageBatch>),
     /// One of several messages that share their text, put together while it is written. What is not written at once becomes a message of its own, so that
     /// nobody who waits keeps what is for others.
     Shared(Rc<SharedMessages>, u32),
@@ -75,7 +77,9 @@ impl Entry {
             Self::Clear(message) => Some(message.frame()),
             Self::Batch(batch) => Some(&batch.joined),
             Self::Rest(rest) => Some(&rest.bytes),
-            Self::Sealed(_) | Self::Shared(..) | Self::SharedSealed(..) => None,
+            Self::Sealed(_) | Self::SealedBatch(_) | Self::Shared(..) | Self::SharedSealed(..) => {
+                None
+            }
         }
     }
 
@@ -83,6 +87,7 @@ impl Entry {
     fn length(&self) -> usize {
         match self {
             Self::Sealed(message) => Cipher::sealed_length(message.payload().len()),
+            Self::SealedBatch(batch) => batch.sealed_length,
             Self::Shared(messages, n) => messages.frame_length(*n as usize),
             Self::SharedSealed(messages, n) => {
                 Cipher::sealed_length(messages.payload_length(*n as usize))
@@ -185,18 +190,68 @@ impl Outbox {
         self.push_now(message, bounds)
     }
 
-    /// Queues a batch, or holds its messages back.
-    pub(super) fn push_batch(
+    /// Queues what goes to many, or holds it back.
+    pub(super) fn push_outgoing(
         &mut self,
-        batch: &Rc<MessageBatch>,
+        joining: &mut Joining<'_>,
         bounds: Bounds,
     ) -> Result<(), Overflow> {
+        if self.join(joining, bounds) {
+            return Ok(());
+        }
+        match joining.outgoing {
+            Outgoing::Single(message) => self.push(message, bounds),
+            Outgoing::Batch(batch) => self.push_batch(batch, bounds),
+        }
+    }
+
+    /// Replaces the messages that wait by these and the new ones in one batch, which is joined once for all who have the same waiting. Returns false, and
+    /// changes nothing, if something else waits or the bounds do not allow it.
+    fn join(&mut self, joining: &mut Joining<'_>, bounds: Bounds) -> bool {
+        let untouched = self.written == 0
+            && !self.begun
+            && !self.closing
+            && self.held.is_none()
+            && self.blocked_since.is_none();
+        let waiting = match (self.entries.as_slice(), &self.seal) {
+            ([Entry::Clear(message)], None) | ([Entry::Sealed(message)], Some(_)) => {
+                Outgoing::Single(Rc::clone(message))
+            }
+            ([Entry::Batch(batch)], None) | ([Entry::SealedBatch(batch)], Some(_)) => {
+                Outgoing::Batch(Rc::clone(batch))
+            }
+            _ => return false,
+        };
+        let Some(batch) = Some(waiting)
+            .filter(|_| untouched)
+            .and_then(|waiting| joining.behind(waiting))
+        else {
+            return false;
+        };
+        let entry = self.batch(&batch);
+        let fits = batch.messages.len() <= bounds.frames && entry.length() <= bounds.bytes;
+        if fits {
+            self.bytes = entry.length();
+            self.entries[0] = entry;
+        }
+        fits
+    }
+
+    fn batch(&self, batch: &Rc<MessageBatch>) -> Entry {
+        match self.seal {
+            None => Entry::Batch(Rc::clone(batch)),
+            Some(_) => Entry::SealedBatch(Rc::clone(batch)),
+        }
+    }
+
+    /// Queues a batch, or holds its messages back.
+    fn push_batch(&mut self, batch: &Rc<MessageBatch>, bounds: Bounds) -> Result<(), Overflow> {
         let as_one = self.held.is_none()
-            && self.seal.is_none()
             && self.entries.is_empty()
-            && batch.messages.len() <= bounds.frames;
+            && batch.messages.len() <= bounds.frames
+            && (self.seal.is_none() || batch.sealed_length <= bounds.bytes);
         if as_one {
-            return self.queue(Entry::Batch(Rc::clone(batch)), bounds);
+            return self.queue(self.batch(batch), bounds);
         }
         if self.held.is_none() {
             self.entries.reserve(batch.messages.len());
@@ -227,6 +282,7 @@ impl Outbox {
 
     /// Gives what waits a text of its own.
     fn separate(&mut self) {
+        self.split_batch();
         for entry in &mut self.entries {
             *entry = match entry {
                 Entry::Shared(messages, n) => Entry::Clear(Rc::new(messages.message(*n as usize))),
@@ -430,10 +486,11 @@ impl Outbox {
 
     /// Replaces a batch at the front by its frames that are not yet written.
     fn split_batch(&mut self) {
-        let Some(Entry::Batch(batch)) = self.entries.first() else {
-            return;
+        let (batch, single): (_, fn(_) -> _) = match self.entries.first() {
+            Some(Entry::Batch(batch)) => (Rc::clone(batch), Entry::Clear),
+            Some(Entry::SealedBatch(batch)) => (Rc::clone(batch), Entry::Sealed),
+            _ => return,
         };
-        let batch = Rc::clone(batch);
         let mut left = batch.messages.as_slice();
         while let [first, rest @ ..] = left
             && first.frame().len() <= self.written
@@ -444,7 +501,7 @@ impl Outbox {
         self.begun = self.written > 0;
         self.entries.remove(0);
         self.entries
-            .insert_many(0, left.iter().cloned().map(Entry::Clear));
+            .insert_many(0, left.iter().cloned().map(single));
     }
 
     /// Appends the envelope that `envelope` writes as a sealed frame.
@@ -465,56 +522,23 @@ impl Outbox {
     /// Copies as many entries as fit together and writes them at once. Of what the socket does not take, only the frame that was begun stays as bytes,
     /// because no message is sealed twice; all others wait on as they are.
     fn write_together(&mut self, sink: &impl Sink) -> (usize, io::Result<usize>) {
-        self.split_batch();
+        if self.entries.len() > 1 {
+            self.split_batch();
+        }
         SCRATCH.with_borrow_mut(|scratch| {
+            let ends = self.put_together(scratch);
             let Scratch { write, seal } = scratch;
-            write.clear();
-            let mut ends: SmallVec<[usize; 64]> = SmallVec::new();
-            for entry in &self.entries {
-                let from = if ends.is_empty() { self.written } else { 0 };
-                let length = entry.length() - from;
-                if !ends.is_empty() && write.len() + length > WRITE_BYTES {
-                    break;
-                }
-                match entry {
-                    Entry::Sealed(message) => {
-                        let payload = message.payload();
-                        self.seal_into(write, seal, |text| text.extend_from_slice(payload));
-                    }
-                    Entry::SharedSealed(messages, n) => {
-                        self.seal_into(write, seal, |text| {
-                            messages.write_payload(*n as usize, text);
-                        });
-                    }
-                    // No part of it is written: the rest of a frame has a text of its own.
-                    Entry::Shared(messages, n) => messages.write_frame(*n as usize, write),
-                    entry => {
-                        write.extend_from_slice(entry.bytes().map_or(&[], |bytes| &bytes[from..]))
-                    }
-                }
-                ends.push(write.len());
-            }
             let wanted = write.len();
             let result = sink.write(write);
             let written = *result.as_ref().unwrap_or(&0);
-            if written > 0 {
-                let done = ends.partition_point(|end| *end <= written);
-                let start = if done == 0 { 0 } else { ends[done - 1] };
-                if done > 0 {
-                    self.entries.drain(..done);
-                    (self.written, self.begun) = (0, false);
-                }
-                if written > start {
-                    self.begun = true;
-                    if let Entry::Sealed(_) | Entry::SharedSealed(..) = &self.entries[0] {
-                        self.entries[0] = Entry::Rest(Box::new(SealedRest {
-                            bytes: write[written..ends[done]].to_vec(),
-                        }));
-                        self.written = 0;
-                    } else {
-                        self.written += written - start;
-                    }
-                }
+            if let [Entry::SealedBatch(batch)] = self.entries.as_slice()
+                && written == wanted
+                && ends.len() == batch.messages.len()
+            {
+                self.entries.clear();
+            } else {
+                self.split_batch();
+                self.advance(written, write, &ends);
             }
             if write.capacity() > 4 * WRITE_BYTES {
                 *write = Vec::with_capacity(WRITE_BYTES);
@@ -524,6 +548,72 @@ impl Outbox {
             }
             (wanted, result)
         })
+    }
+
+    /// Puts as many entries as fit together into the write buffer, and returns where each message ends.
+    fn put_together(&self, Scratch { write, seal }: &mut Scratch) -> SmallVec<[usize; 64]> {
+        write.clear();
+        let mut ends: SmallVec<[usize; 64]> = SmallVec::new();
+        let fits = |ends: &[usize], written: usize, length: usize| {
+            ends.is_empty() || written + length <= WRITE_BYTES
+        };
+        if let [Entry::SealedBatch(batch)] = self.entries.as_slice() {
+            for message in &batch.messages {
+                let payload = message.payload();
+                if !fits(&ends, write.len(), Cipher::sealed_length(payload.len())) {
+                    break;
+                }
+                self.seal_into(write, seal, |text| text.extend_from_slice(payload));
+                ends.push(write.len());
+            }
+            return ends;
+        }
+        for entry in &self.entries {
+            let from = if ends.is_empty() { self.written } else { 0 };
+            if !fits(&ends, write.len(), entry.length() - from) {
+                break;
+            }
+            match entry {
+                Entry::Sealed(message) => {
+                    let payload = message.payload();
+                    self.seal_into(write, seal, |text| text.extend_from_slice(payload));
+                }
+                Entry::SharedSealed(messages, n) => {
+                    self.seal_into(write, seal, |text| {
+                        messages.write_payload(*n as usize, text);
+                    });
+                }
+                // No part of it is written: the rest of a frame has a text of its own.
+                Entry::Shared(messages, n) => messages.write_frame(*n as usize, write),
+                entry => write.extend_from_slice(entry.bytes().map_or(&[], |bytes| &bytes[from..])),
+            }
+            ends.push(write.len());
+        }
+        ends
+    }
+
+    /// Takes off what the sink took of the write buffer.
+    fn advance(&mut self, written: usize, write: &[u8], ends: &[usize]) {
+        if written == 0 {
+            return;
+        }
+        let done = ends.partition_point(|end| *end <= written);
+        let start = if done == 0 { 0 } else { ends[done - 1] };
+        if done > 0 {
+            self.entries.drain(..done);
+            (self.written, self.begun) = (0, false);
+        }
+        if written > start {
+            self.begun = true;
+            if let Entry::Sealed(_) | Entry::SharedSealed(..) = &self.entries[0] {
+                self.entries[0] = Entry::Rest(Box::new(SealedRest {
+                    bytes: write[written..ends[done]].to_vec(),
+                }));
+                self.written = 0;
+            } else {
+                self.written += written - start;
+            }
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::dispatch::{Addressee, SharedText};
+use crate::hub::batch::BatchBuilder;
 use std::cell::Cell;
 use std::sync::Arc;
 
@@ -147,6 +148,161 @@ fn a_batch_is_written_at_once_and_what_the_socket_does_not_take_becomes_frames()
             }
         }
     }
+}
+
+fn open(cipher: &Cipher, frame: &[u8]) -> Vec<u8> {
+    let text = std::str::from_utf8(frame).unwrap();
+    let envelope = crate::protocol::Envelope::parse(text).unwrap();
+    cipher.open(&envelope.read().unwrap()).unwrap().into_bytes()
+}
+
+/// A burst that comes in pieces, of these lengths.
+fn pieces(lengths: &[usize]) -> Vec<Outgoing> {
+    let mut next = 0;
+    let pieces = lengths.iter().map(|length| {
+        let mut builder = BatchBuilder::new(Message::text(format!("message {next}").as_bytes()));
+        for n in next + 1..next + length {
+            builder.push(Message::text(format!("message {n}").as_bytes()));
+        }
+        next += length;
+        builder.build()
+    });
+    pieces.collect()
+}
+
+#[test]
+fn a_burst_in_pieces_is_joined_once_for_all_who_have_the_same_waiting() {
+    for sealed in [false, true] {
+        for lengths in [&[1, 1, 1, 7][..], &[1, 9], &[4, 6], &[10]] {
+            // The first two have nothing else waiting, the third has, the fourth is held back.
+            let mut outboxes: [Outbox; 4] = Default::default();
+            let cipher = Cipher::new(&[1; 32]);
+            if sealed {
+                outboxes
+                    .iter_mut()
+                    .for_each(|outbox| outbox.seal_with(cipher.clone()));
+            }
+            outboxes[2].push(&message(77), WIDE).unwrap();
+            outboxes[3].hold();
+            for piece in &pieces(lengths) {
+                let mut joining = Joining::new(piece, 2);
+                for outbox in &mut outboxes {
+                    outbox.push_outgoing(&mut joining, WIDE).unwrap();
+                }
+            }
+            let [one, other, ..] = &outboxes;
+            match (one.entries.as_slice(), other.entries.as_slice()) {
+                ([Entry::Batch(one)], [Entry::Batch(other)]) if !sealed => {
+                    assert!(Rc::ptr_eq(one, other));
+                }
+                ([Entry::SealedBatch(one)], [Entry::SealedBatch(other)]) if sealed => {
+                    assert!(Rc::ptr_eq(one, other));
+                }
+                entries => panic!("{entries:?}"),
+            }
+            outboxes[3].release(|_| true);
+            for (n, mut outbox) in outboxes.into_iter().enumerate() {
+                let pipe = Pipe::default();
+                pipe.room.set(usize::MAX);
+                outbox.flush(&pipe, Instant::now).unwrap();
+                assert_eq!((pipe.calls.get(), outbox.waiting_bytes()), (1, 0));
+                let got: Vec<_> = frames(&pipe.got.borrow())
+                    .into_iter()
+                    .map(|frame| if sealed { open(&cipher, &frame) } else { frame })
+                    .collect();
+                let first = (n == 2).then_some(77);
+                let texts = first.into_iter().chain(0..10);
+                let expected: Vec<_> = texts.map(|n| format!("message {n}").into_bytes()).collect();
+                assert_eq!(got, expected, "sealed {sealed}, {lengths:?}, outbox {n}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_joined_is_taken_in_parts_like_everything_else() {
+    for sealed in [false, true] {
+        for room in [1, 7, 100, 1000] {
+            let (mut outbox, pipe) = (Outbox::default(), Pipe::default());
+            let cipher = Cipher::new(&[1; 32]);
+            if sealed {
+                outbox.seal_with(cipher.clone());
+            }
+            for (n, piece) in pieces(&[1, 2, 3, 4]).iter().enumerate() {
+                outbox
+                    .push_outgoing(&mut Joining::new(piece, 1), WIDE)
+                    .unwrap();
+                if n == 2 {
+                    pipe.room.set(room);
+                    outbox.flush(&pipe, Instant::now).unwrap();
+                }
+            }
+            while !outbox.is_empty() {
+                pipe.room.set(room);
+                outbox.flush(&pipe, Instant::now).unwrap();
+            }
+            assert_eq!(outbox.waiting_bytes(), 0);
+            for (n, frame) in frames(&pipe.got.borrow()).iter().enumerate() {
+                let text = if sealed {
+                    open(&cipher, frame)
+                } else {
+                    frame.clone()
+                };
+                assert_eq!(text, format!("message {n}").into_bytes(), "room {room}");
+            }
+        }
+    }
+}
+
+#[test]
+fn joining_obeys_the_bounds() {
+    for (bounds, joins) in [
+        (
+            Bounds {
+                bytes: 22,
+                frames: 9,
+            },
+            true,
+        ),
+        // The longest one behind the first does not count, so a second one still fits.
+        (
+            Bounds {
+                bytes: 21,
+                frames: 9,
+            },
+            false,
+        ),
+        (
+            Bounds {
+                bytes: 22,
+                frames: 2,
+            },
+            true,
+        ),
+    ] {
+        let mut outbox = Outbox::default();
+        let pieces = pieces(&[1, 1]);
+        for piece in &pieces {
+            outbox
+                .push_outgoing(&mut Joining::new(piece, 1), bounds)
+                .unwrap();
+        }
+        assert_eq!(outbox.entries.len() == 1, joins);
+        assert_eq!(outbox.waiting_bytes(), 22);
+    }
+    let narrow = Bounds {
+        bytes: 1 << 20,
+        frames: 1,
+    };
+    let mut outbox = Outbox::default();
+    let [first, second] = &pieces(&[1, 1])[..] else {
+        panic!()
+    };
+    outbox
+        .push_outgoing(&mut Joining::new(first, 1), narrow)
+        .unwrap();
+    let pushed = outbox.push_outgoing(&mut Joining::new(second, 1), narrow);
+    assert_eq!(pushed, Err(Overflow));
 }
 
 /// Messages `0..count` that share their text, one for each user.

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use super::Shard;
 use crate::dispatch::{Destination, ResyncReason};
-use crate::hub::batch::Outgoing;
+use crate::hub::batch::{Joining, Outgoing};
 use crate::hub::link::Link;
 use crate::hub::outbox::Flushed;
 use crate::id::Id;
@@ -12,11 +12,27 @@ use crate::protocol::{SharedMessages, event};
 
 /// How many connections are written to before other tasks of the shard run ...
 const FLUSHES_PER_TURN: usize = 128;
-/// ... for the first time: what comes a moment later, the rest of a burst, reaches most receivers in the same write.
-const FLUSHES_OF_FIRST_TURN: usize = 32;
+/// ... and at first, so that what comes a moment later, the rest of a burst, reaches most receivers in the same write: ...
+const FLUSHES_OF_FIRST_TURNS: usize = 32;
+/// ... this long.
+const FLUSHES_OF_ALL_FIRST_TURNS: usize = 256;
 /// How many connections are looked at together before the first of them is written to. Each lies in memory that the writes before pushed out of the caches, and
 /// the processor fetches several at a time.
 const FLUSHES_AHEAD: usize = 8;
+/// From how many receivers on a message is joined to those that wait before it, once for all who have the same waiting ...
+const JOINED_FROM: usize = 32;
+/// ... and for how many that differ in what they have waiting.
+const MOST_JOINS: usize = 4;
+
+/// Returns whether other tasks run before the connection with this index is written to.
+fn begins_turn(index: usize) -> bool {
+    let turn = if index < FLUSHES_OF_ALL_FIRST_TURNS {
+        FLUSHES_OF_FIRST_TURNS
+    } else {
+        FLUSHES_PER_TURN
+    };
+    index > 0 && index.is_multiple_of(turn)
+}
 
 impl Shard {
     /// Queues messages to every connection of the destination, and returns how many messages were queued.
@@ -29,6 +45,21 @@ impl Shard {
         let links = self.links.borrow();
         let mut touched = self.touched.borrow_mut();
         let bounds = self.limits().outbox;
+        let receivers = match destination {
+            Destination::Room(name) => self
+                .by_room
+                .borrow()
+                .get(name)
+                .map_or(0, |room| self.rooms.borrow()[*room as usize].members.len()),
+            Destination::Broadcast => links.len(),
+            Destination::Client(_) | Destination::User(_) => 0,
+        };
+        let joins = if receivers < JOINED_FROM {
+            0
+        } else {
+            MOST_JOINS
+        };
+        let mut joining = Joining::new(outgoing, joins);
         let mut count = 0;
         let mut queue_to = |link: &Rc<Link>| {
             if link.principal.borrow().is_none()
@@ -36,10 +67,7 @@ impl Shard {
             {
                 return;
             }
-            match outgoing {
-                Outgoing::Single(message) => link.deliver(message, bounds),
-                Outgoing::Batch(batch) => link.deliver_batch(batch, bounds),
-            }
+            link.deliver(&mut joining, bounds);
             count += 1;
             if !link.touched.replace(true) {
                 touched.push(Rc::clone(link));
@@ -120,13 +148,16 @@ impl Shard {
             let mut touched = std::mem::take(&mut *self.touched.borrow_mut());
             let mut links = touched.drain(..);
             for n in 0.. {
-                if n % FLUSHES_PER_TURN == FLUSHES_OF_FIRST_TURN {
+                if begins_turn(n) {
                     tokio::task::yield_now().await;
                     meanwhile();
                 }
                 if n.is_multiple_of(FLUSHES_AHEAD) {
-                    let ahead = links.as_slice().iter().take(FLUSHES_AHEAD);
-                    ahead.for_each(Link::look_at);
+                    links
+                        .as_slice()
+                        .iter()
+                        .take(FLUSHES_AHEAD)
+                        .for_each(Link::look_at);
                 }
                 let Some(link) = links.next() else { break };
                 link.touched.set(false);
@@ -292,7 +323,7 @@ mod tests {
             expect(&mut clients, 10).await;
             let metrics = &shard.core.metrics;
             assert_eq!(metrics.frames_out.get(), 10 * MEMBERS as u64);
-            let twice = FLUSHES_OF_FIRST_TURN;
+            let twice = FLUSHES_OF_FIRST_TURNS;
             assert_eq!(metrics.writes_out.get(), (MEMBERS + twice) as u64);
         });
     }
