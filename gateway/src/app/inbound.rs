@@ -68,7 +68,7 @@ impl Inbound {
         match event {
             BusEvent::Dispatch(dispatch) => {
                 if self.hub.check_length(&dispatch, "redis").is_ok() {
-                    self.hub.deliver(&dispatch);
+                    self.hub.receive(&dispatch);
                 }
             }
             BusEvent::Audience(encoded) => self.take_audience(&encoded),

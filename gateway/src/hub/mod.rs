@@ -35,10 +35,10 @@ use crate::dispatch::{Audience, Destination, Dispatch, ResyncReason};
 use crate::id::Id;
 use crate::metrics::Metrics;
 use crate::principal::Principal;
-use crate::protocol::SharedMessages;
 use crate::protocol::close::Close;
 use crate::protocol::envelope;
 use crate::protocol::event::{self, name};
+use crate::protocol::{Message, SharedMessages};
 use crate::revocation::Revocation;
 
 use counts::ShardCounts;
@@ -102,6 +102,22 @@ struct Inlet {
     mailbox: Mailbox<Command>,
     /// A message found the mailbox full: every connection of the shard may have missed something.
     overflowed: AtomicBool,
+}
+
+impl Inlet {
+    /// Gives the shard an encoded message. Never blocks.
+    fn deliver(&self, dispatch: &Dispatch, message: Message) {
+        let bytes = message.frame().len();
+        let command = Command::Deliver {
+            destination: dispatch.destination.clone(),
+            message,
+            exclude: Arc::clone(&dispatch.exclude),
+            span: dispatch.span.clone(),
+        };
+        if !self.mailbox.push_message(command, bytes) {
+            self.overflowed.store(true, Ordering::Release);
+        }
+    }
 }
 
 /// The handle to every shard's connections; cheap to clone, callable from any thread.
@@ -204,29 +220,26 @@ impl Hub {
         let excluded = |id: &&Id| core.directory.holder_of_client(**id).is_some();
         count = count.saturating_sub(dispatch.exclude.iter().filter(excluded).count());
         let message = envelope::encode(&dispatch.event, dispatch.data_text());
-        let bytes = message.frame().len();
         // Each shard gets its own copy, which it shares without atomic operations.
         let messages = std::iter::repeat_n(message, holders.len());
         for ((shard, _), message) in holders.into_iter().zip(messages) {
-            let inlet = &self.inlets[usize::from(shard)];
-            let (destination, exclude, span) = (
-                dispatch.destination.clone(),
-                Arc::clone(&dispatch.exclude),
-                dispatch.span.clone(),
-            );
-            if !inlet.mailbox.push_message(
-                Command::Deliver {
-                    destination,
-                    message,
-                    exclude,
-                    span,
-                },
-                bytes,
-            ) {
-                inlet.overflowed.store(true, Ordering::Release);
-            }
+            self.inlets[usize::from(shard)].deliver(dispatch, message);
         }
         count
+    }
+
+    /// Does the same with a message of another instance, which came because somebody here subscribed to it. With one shard nobody asks the directory: the
+    /// shard looks up the receivers in any case.
+    pub fn receive(&self, dispatch: &Dispatch) {
+        match &*self.inlets {
+            [only] => only.deliver(
+                dispatch,
+                envelope::encode(&dispatch.event, dispatch.data_text()),
+            ),
+            _ => {
+                self.deliver(dispatch);
+            }
+        }
     }
 
     /// Gives each user of an audience its message, as [`Hub::deliver`] does, and returns how many connections those are. Users that are not held here cost

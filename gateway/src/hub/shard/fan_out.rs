@@ -105,7 +105,9 @@ impl Shard {
             }
             Destination::Broadcast => links.iter().for_each(|(_, link)| queue_to(link)),
         }
-        for _ in 0..outgoing.count() {
+        // Whom it was for may have left meanwhile.
+        let noted = if count > 0 { outgoing.count() } else { 0 };
+        for _ in 0..noted {
             self.core
                 .metrics
                 .fan_out
