@@ -4,7 +4,7 @@
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -24,7 +24,12 @@ pub(crate) enum Order {
     Join = b'+',
     /// A message of [`UNICAST_BYTES`] to the member of this number.
     One = b'@',
+    /// From now on a ping to every member each time so many milliseconds have passed.
+    Ping = b'.',
 }
+
+/// How often the floor looks who is due for a ping: as often as the gateway.
+const TICK: Duration = Duration::from_millis(100);
 
 /// How long a message to one member is.
 pub(crate) const UNICAST_BYTES: usize = 128;
@@ -43,6 +48,15 @@ struct Socket {
     member: Option<usize>,
 }
 
+/// Pings in the first half of each interval, as the gateway sends them to those who came together.
+struct Pings {
+    every: Duration,
+    /// When this interval began, and who is next in it.
+    began: Instant,
+    next: usize,
+    tick: Instant,
+}
+
 #[derive(Default)]
 struct Floor {
     /// By epoll's token; the listener has the first.
@@ -53,6 +67,7 @@ struct Floor {
     unicasts: Vec<u64>,
     /// How many messages all members got.
     broadcasts: u64,
+    pings: Option<Pings>,
 }
 
 /// Serves for ever.
@@ -67,7 +82,8 @@ pub(crate) fn serve(listener: &TcpListener) -> Result<()> {
     let mut events = os::Events::new(1024);
     let mut buffer = vec![0u8; 64 * 1024];
     loop {
-        for token in poll.wait(&mut events, Duration::from_secs(1))? {
+        let limit = floor.ping()?;
+        for token in poll.wait(&mut events, limit)? {
             if token == 0 {
                 while let Ok((stream, _)) = listener.accept() {
                     stream.set_nodelay(true)?;
@@ -101,8 +117,11 @@ impl Floor {
             Ok(n) => &buffer[..n],
         };
         if socket.member.is_some() {
-            // The echo.
-            return write(&mut socket.stream, bytes);
+            return match bytes[0] & 0x0f {
+                opcode::PONG => Ok(()),
+                // The echo.
+                _ => write(&mut socket.stream, bytes),
+            };
         }
         if let Some(path) = bytes.strip_prefix(b"GET /") {
             let digits = path.iter().take_while(|byte| byte.is_ascii_digit());
@@ -129,6 +148,15 @@ impl Floor {
                     self.fan_out(&frame)?;
                 }
                 b'+' => joined.extend(self.next(number)),
+                b'.' => {
+                    let now = Instant::now();
+                    self.pings = Some(Pings {
+                        every: Duration::from_millis(number as u64),
+                        began: now,
+                        next: 0,
+                        tick: now,
+                    });
+                }
                 b'@' => {
                     self.unicasts[number] += 1;
                     let text = frame::message(self.unicasts[number], UNICAST_BYTES);
@@ -148,6 +176,31 @@ impl Floor {
         } else {
             self.fan_out(&joined)
         }
+    }
+
+    /// Sends the pings that are due, and returns how long until the next may be.
+    fn ping(&mut self) -> Result<Duration> {
+        let (now, members) = (Instant::now(), &self.members);
+        let Some(pings) = &mut self.pings else {
+            return Ok(Duration::from_secs(1));
+        };
+        if pings.tick <= now {
+            pings.tick += TICK;
+            if now >= pings.began + pings.every {
+                (pings.began, pings.next) = (pings.began + pings.every, 0);
+            }
+            let passed = (now - pings.began).as_secs_f64() / (pings.every / 2).as_secs_f64();
+            let due = (members.len() as f64 * passed.min(1.0)) as usize;
+            let frame = frame::of_server(opcode::PING, &[]);
+            for member in &members[pings.next.min(due)..due] {
+                if let Some(socket) = &mut self.sockets[*member] {
+                    write(&mut socket.stream, &frame)?;
+                }
+            }
+            pings.next = due;
+        }
+        // Rounded up, so that it does not wake too early.
+        Ok(pings.tick.saturating_duration_since(now) + Duration::from_millis(1))
     }
 
     /// The next message to everyone: encoded once.

@@ -38,10 +38,10 @@ pub(crate) fn run(testbed: &Testbed, report: &mut Report) -> Result<()> {
         }
     }
     let lines = [
-        ("a new token", 100.0),
-        ("a token seen before", 50.0),
-        ("a new token, encryption handshake", 160.0),
-        ("a token seen before, encryption handshake", 110.0),
+        ("a new token", 60.0),
+        ("a token seen before", 40.0),
+        ("a new token, encryption handshake", 105.0),
+        ("a token seen before, encryption handshake", 85.0),
     ];
     for (figures, (name, limit)) in figures.iter().zip(lines) {
         report.add(

@@ -1,7 +1,12 @@
 //! What connections at rest cost: memory before and after traffic, and CPU with and without pings.
 
+use std::io::Write as _;
+use std::net::TcpStream;
+
 use anyhow::Result;
 
+use crate::crowd::Crowd;
+use crate::floor::Order;
 use crate::publish::{SendMethod, Trigger};
 use crate::report::{Measurement, Report, Target};
 use crate::server::{Server, Settings, Testbed};
@@ -27,7 +32,7 @@ pub(crate) fn run(testbed: &Testbed, report: &mut Report) -> Result<()> {
             round(testbed, figures, encrypted)?;
         }
     }
-    for (figures, (mode, kib)) in both.iter().zip([("clear", 2.5), ("encrypted", 3.5)]) {
+    for (figures, (mode, kib)) in both.iter().zip([("clear", 1.6), ("encrypted", 2.2)]) {
         let name = format!("{count} at rest, {mode}");
         report.add(&Measurement::new(&name, "KiB each", &figures.kib).target(Target::Value(kib)));
         let after = Measurement::new(
@@ -58,18 +63,21 @@ pub(crate) fn run(testbed: &Testbed, report: &mut Report) -> Result<()> {
         "us per s",
         &alone,
     ));
+    let every = testbed.sizes.pings;
+    let floor = floor_pings(testbed)?;
     for (encrypted, mode) in [(false, "clear"), (true, "encrypted")] {
         let figures = pings(testbed, encrypted)?;
         let name = format!(
             "{count} at rest, {mode}, a ping every {} s",
-            testbed.sizes.pings.as_secs()
+            every.as_secs()
         );
-        let line = Measurement::new(name, "us per connection and s", &figures);
+        let line =
+            Measurement::new(name, "us per connection and s", &figures).against("floor", &floor);
         // Another interval has another price.
         report.add(&if testbed.sizes.small {
             line
         } else {
-            line.target(Target::Value(1.5))
+            line.target(Target::Value(0.25))
         });
     }
     Ok(())
@@ -107,24 +115,38 @@ fn round(testbed: &Testbed, figures: &mut Figures, encrypted: bool) -> Result<()
     Ok(())
 }
 
-/// Over whole intervals: connections that came together ping in the same half of each.
+/// How often CPU is read, each time over a whole interval: connections that came together ping in the same half of each.
+const READINGS: usize = 2;
+
 fn pings(testbed: &Testbed, encrypted: bool) -> Result<Vec<f64>> {
-    let (every, readings) = (testbed.sizes.pings, 2);
-    let count = testbed.sizes.idle;
-    let tokens = testbed.tokens(count);
+    let tokens = testbed.tokens(testbed.sizes.idle);
     let server = Server::gateway(
         testbed,
         &Settings {
-            ping_ms: every.as_millis() as u64,
+            ping_ms: testbed.sizes.pings.as_millis() as u64,
             ..Settings::default()
         },
     )?;
-    let mut crowd = testbed.crowd(&server, &tokens, encrypted)?;
+    let crowd = testbed.crowd(&server, &tokens, encrypted)?;
+    read_pings(testbed, &server, crowd)
+}
+
+/// The same of the floor: one `send` of a ping, and one read of a pong.
+fn floor_pings(testbed: &Testbed) -> Result<Vec<f64>> {
+    let server = Server::floor(testbed)?;
+    let crowd = Testbed::floor_crowd(&server, testbed.sizes.idle)?;
+    let mut control = TcpStream::connect(server.address)?;
+    control.write_all(&Order::Ping.with(testbed.sizes.pings.as_millis() as usize))?;
+    read_pings(testbed, &server, crowd)
+}
+
+fn read_pings(testbed: &Testbed, server: &Server, mut crowd: Crowd) -> Result<Vec<f64>> {
+    let (every, count) = (testbed.sizes.pings, crowd.len() as f64);
     let mut figures = Vec::new();
-    for _ in 0..readings {
+    for _ in 0..READINGS {
         let cpu = server.cpu()?;
         crowd.rest(every)?;
-        figures.push((server.cpu()? - cpu) / count as f64 / every.as_secs_f64());
+        figures.push((server.cpu()? - cpu) / count / every.as_secs_f64());
     }
     Ok(figures)
 }

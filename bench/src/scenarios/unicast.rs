@@ -100,7 +100,7 @@ pub(crate) fn run(testbed: &Testbed, report: &mut Report) -> Result<()> {
         report.add(
             &line
                 .against("floor", &floor.cpu)
-                .target(Target::Times(1.5))
+                .target(Target::Times(1.2))
                 .times(&subject.times, &floor.times),
         );
     }
