@@ -210,7 +210,7 @@ async fn among_a_million_rows_no_question_scans_and_each_takes_less_than_5_ms() 
 
 /// `cargo test -p signal-gateway --lib -- --ignored hundred_million --nocapture`; needs 20 GB of disk.
 #[tokio::test]
-#[ignore = "a hundred million rows take an hour"]
+#[ignore = "a hundred million rows take 20 minutes"]
 async fn among_a_hundred_million_rows_no_question_scans_and_each_takes_less_than_5_ms() {
     plans_hold("among_a_hundred_million_rows", 100_000_000).await;
 }
