@@ -88,6 +88,14 @@ impl Id {
         })
     }
 
+    /// The time at which it was made, in milliseconds since the Unix epoch.
+    pub fn made_at_ms(&self) -> i64 {
+        let ms = self.number() >> (WORKER_BITS + SEQUENCE_BITS);
+        i64::try_from(ms)
+            .unwrap_or(i64::MAX)
+            .saturating_add(EPOCH_MS)
+    }
+
     /// The worker that made this id.
     pub fn worker(&self) -> u16 {
         ((self.number() >> SEQUENCE_BITS) & u128::from(MAX_WORKER)) as u16

@@ -15,6 +15,7 @@ use tokio::net::TcpStream;
 
 use super::batch::Joining;
 use super::outbox::{Bounds, Flushed, Outbox, Overflow, Sink};
+use crate::clock::Moment;
 use crate::id::Id;
 use crate::principal::Principal;
 use crate::protocol::cipher::Cipher;
@@ -43,12 +44,51 @@ impl Sink for TlsStream {
 }
 
 /// A room that a connection is in, and its index in the list of members.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Seat {
     pub(super) room: u32,
-    pub(super) at: u32,
-    /// An administrator joined the room for it: the rules do not take it away (protocol.md 5.6).
-    pub(super) granted: bool,
+    /// The index, and [`GRANTED`].
+    place: u32,
+}
+
+/// Marks a seat in a room that an administrator joined for the connection.
+const GRANTED: u32 = 1 << 31;
+
+impl Seat {
+    pub(super) fn new(room: u32, at: u32, granted: bool) -> Self {
+        let mut seat = Self { room, place: at };
+        if granted {
+            seat.grant();
+        }
+        seat
+    }
+
+    /// Returns the index in the list of members.
+    pub(super) fn at(self) -> u32 {
+        self.place & !GRANTED
+    }
+
+    /// Notes another index.
+    pub(super) fn move_to(&mut self, at: u32) {
+        self.place = at | (self.place & GRANTED);
+    }
+
+    /// Returns whether an administrator joined the room for it: the rules do not take it away (protocol.md 5.6).
+    pub(super) fn is_granted(self) -> bool {
+        self.place & GRANTED != 0
+    }
+
+    pub(super) fn grant(&mut self) {
+        self.place |= GRANTED;
+    }
+}
+
+/// Who is on the other end, and which rooms it is in.
+#[derive(Debug, Default)]
+pub(super) struct Membership {
+    /// `None` until it is admitted, and from its end on.
+    pub(super) principal: Option<Arc<Principal>>,
+    pub(super) seats: SmallVec<[Seat; 2]>,
 }
 
 /// How far a connection is, as lists of connections show it.
@@ -79,24 +119,24 @@ impl Stage {
     }
 }
 
-/// A connection as its shard sees it. Every connection has one, so each byte counts: the allocator rounds up to 320 bytes, and then to 384.
+/// A connection as its shard sees it. Every connection has one, so each byte counts: the allocator rounds up to 256 bytes, and then to 320.
 pub struct Link {
     pub(super) id: Id,
     pub(super) slot: u32,
     pub(super) peer: IpAddr,
-    pub(super) connected_at_ms: i64,
     stream: Stream,
-    waker: RefCell<Option<Waker>>,
+    /// Taken out for as long as it is looked at.
+    waker: Cell<Option<Waker>>,
     out: RefCell<Outbox>,
     budget: Arc<AtomicUsize>,
-    accounted: Cell<usize>,
+    /// Bytes that are counted against the budget.
+    accounted: Cell<u32>,
     /// Bytes of input that is not finished.
     held_input: Cell<u32>,
     pub(super) touched: Cell<bool>,
-    pub(super) principal: RefCell<Option<Arc<Principal>>>,
-    pub(super) seats: RefCell<SmallVec<[Seat; 2]>>,
+    pub(super) membership: RefCell<Membership>,
     pub(super) stage: Cell<Stage>,
-    pub(super) last_seen: Cell<Instant>,
+    pub(super) last_seen: Cell<Moment>,
     /// Why the hub asks the connection to close.
     close_request: Cell<Option<Close>>,
     trust_withdrawn: Cell<bool>,
@@ -110,7 +150,6 @@ impl Link {
         id: Id,
         slot: u32,
         peer: IpAddr,
-        connected_at_ms: i64,
         stream: Stream,
         budget: Arc<AtomicUsize>,
     ) -> Self {
@@ -118,18 +157,16 @@ impl Link {
             id,
             slot,
             peer,
-            connected_at_ms,
             stream,
-            waker: RefCell::new(None),
+            waker: Cell::new(None),
             out: RefCell::default(),
             budget,
             accounted: Cell::new(0),
             held_input: Cell::new(0),
             touched: Cell::new(false),
-            principal: RefCell::new(None),
-            seats: RefCell::default(),
+            membership: RefCell::default(),
             stage: Cell::new(Stage::Connecting),
-            last_seen: Cell::new(Instant::now()),
+            last_seen: Cell::new(Instant::now().into()),
             close_request: Cell::new(None),
             trust_withdrawn: Cell::new(false),
             due: Cell::new(u32::MAX),
@@ -142,6 +179,16 @@ impl Link {
         self.id
     }
 
+    /// Returns when it connected, in milliseconds since the Unix epoch: its id was made then.
+    pub(super) fn connected_at_ms(&self) -> i64 {
+        self.id.made_at_ms()
+    }
+
+    /// Returns whether it is admitted: only then something is delivered to it.
+    pub(super) fn is_member(&self) -> bool {
+        self.membership.borrow().principal.is_some()
+    }
+
     /// Returns the address that it connected from.
     pub fn peer(&self) -> IpAddr {
         self.peer
@@ -150,22 +197,25 @@ impl Link {
     /// Notes the stage and the time of the last frame, for lists of connections.
     pub fn note(&self, stage: Stage, last_seen: Instant) {
         self.stage.set(stage);
-        self.last_seen.set(last_seen);
+        self.last_seen.set(last_seen.into());
     }
 
     /// Wakes the task of the connection.
     pub fn wake(&self) {
-        if let Some(waker) = &*self.waker.borrow() {
+        if let Some(waker) = self.waker.take() {
             waker.wake_by_ref();
+            self.waker.set(Some(waker));
         }
     }
 
     /// Remembers the task to wake.
     pub fn register(&self, cx: &Context<'_>) {
-        let mut waker = self.waker.borrow_mut();
-        if !waker.as_ref().is_some_and(|w| w.will_wake(cx.waker())) {
-            *waker = Some(cx.waker().clone());
-        }
+        let known = self
+            .waker
+            .take()
+            .filter(|waker| waker.will_wake(cx.waker()));
+        self.waker
+            .set(Some(known.unwrap_or_else(|| cx.waker().clone())));
     }
 
     /// Asks the connection to close; the first reason stands.
@@ -278,11 +328,13 @@ impl Link {
         let waiting = self.out.borrow().waiting_bytes()
             + self.held_input.get() as usize
             + self.stream.held_input();
+        let waiting = u32::try_from(waiting).unwrap_or(u32::MAX);
         let before = self.accounted.replace(waiting);
+        let difference = waiting.abs_diff(before) as usize;
         if waiting > before {
-            self.budget.fetch_add(waiting - before, Ordering::Relaxed);
+            self.budget.fetch_add(difference, Ordering::Relaxed);
         } else if before > waiting {
-            self.budget.fetch_sub(before - waiting, Ordering::Relaxed);
+            self.budget.fetch_sub(difference, Ordering::Relaxed);
         }
     }
 
@@ -331,7 +383,7 @@ impl Link {
 impl Drop for Link {
     fn drop(&mut self) {
         self.budget
-            .fetch_sub(self.accounted.get(), Ordering::Relaxed);
+            .fetch_sub(self.accounted.get() as usize, Ordering::Relaxed);
     }
 }
 
@@ -340,11 +392,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_link_and_its_reference_counts_fit_into_320_bytes() {
+    fn a_link_and_its_reference_counts_fit_into_256_bytes() {
         assert!(
-            size_of::<Link>() + 2 * size_of::<usize>() <= 320,
+            size_of::<Link>() + 2 * size_of::<usize>() <= 256,
             "{}",
             size_of::<Link>()
         );
+    }
+
+    #[test]
+    fn a_seat_keeps_what_was_granted_when_it_moves() {
+        let mut seat = Seat::new(3, 7, false);
+        assert_eq!((seat.at(), seat.is_granted()), (7, false));
+        seat.grant();
+        seat.move_to(5);
+        assert_eq!((seat.at(), seat.is_granted()), (5, true));
+        assert_eq!(seat, Seat::new(3, 5, true));
     }
 }

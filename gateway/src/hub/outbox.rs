@@ -12,6 +12,7 @@ use rand::RngCore;
 use smallvec::SmallVec;
 
 use super::batch::{Joining, MessageBatch, Outgoing};
+use crate::clock::Moment;
 use crate::protocol::cipher::{Cipher, IV_BYTES};
 use crate::protocol::{Message, SharedMessages};
 
@@ -132,6 +133,15 @@ struct Held {
     bytes: usize,
 }
 
+/// Why nothing is written. Boxed, because few outboxes have a reason at any time.
+#[derive(Debug, Default)]
+struct Standstill {
+    /// Messages that are held back.
+    held: Option<Held>,
+    /// Since when the socket has taken nothing while something waits.
+    blocked_since: Option<Moment>,
+}
+
 /// What waits to be written to one connection.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
@@ -142,8 +152,7 @@ pub(super) struct Outbox {
     begun: bool,
     bytes: usize,
     seal: Option<Cipher>,
-    held: Option<Box<Held>>,
-    blocked_since: Option<Instant>,
+    standstill: Option<Box<Standstill>>,
     closing: bool,
     /// Bytes that the sink holds. They count as waiting, and nothing overtakes them.
     held_by_sink: u32,
@@ -157,12 +166,15 @@ impl Outbox {
 
     /// Holds messages back until [`Outbox::release`].
     pub(super) fn hold(&mut self) {
-        self.held.get_or_insert_default();
+        self.standstill
+            .get_or_insert_default()
+            .held
+            .get_or_insert_default();
     }
 
     /// Queues the held messages that `keep` returns true for. They were within the bounds when they came, and the socket was not asked yet.
     pub(super) fn release(&mut self, mut keep: impl FnMut(&Message) -> bool) {
-        let Some(held) = self.held.take() else {
+        let Some(held) = self.take_held() else {
             return;
         };
         for message in held.messages.iter().filter(|m| keep(m)) {
@@ -173,7 +185,8 @@ impl Outbox {
 
     /// Queues a message, or holds it back.
     pub(super) fn push(&mut self, message: &Rc<Message>, bounds: Bounds) -> Result<(), Overflow> {
-        if let Some(held) = &mut self.held {
+        let standstill = self.standstill.as_mut();
+        if let Some(held) = standstill.and_then(|standstill| standstill.held.as_mut()) {
             let length = message.frame().len();
             let lengths = held.messages.iter().map(|message| message.frame().len());
             if !held.messages.is_empty()
@@ -208,11 +221,8 @@ impl Outbox {
     /// Replaces the messages that wait by these and the new ones in one batch, which is joined once for all who have the same waiting. Returns false, and
     /// changes nothing, if something else waits or the bounds do not allow it.
     fn join(&mut self, joining: &mut Joining<'_>, bounds: Bounds) -> bool {
-        let untouched = self.written == 0
-            && !self.begun
-            && !self.closing
-            && self.held.is_none()
-            && self.blocked_since.is_none();
+        let untouched =
+            self.written == 0 && !self.begun && !self.closing && self.standstill.is_none();
         let waiting = match (self.entries.as_slice(), &self.seal) {
             ([Entry::Clear(message)], None) | ([Entry::Sealed(message)], Some(_)) => {
                 Outgoing::Single(Rc::clone(message))
@@ -246,14 +256,14 @@ impl Outbox {
 
     /// Queues a batch, or holds its messages back.
     fn push_batch(&mut self, batch: &Rc<MessageBatch>, bounds: Bounds) -> Result<(), Overflow> {
-        let as_one = self.held.is_none()
+        let as_one = self.held().is_none()
             && self.entries.is_empty()
             && batch.messages.len() <= bounds.frames
             && (self.seal.is_none() || batch.sealed_length <= bounds.bytes);
         if as_one {
             return self.queue(self.batch(batch), bounds);
         }
-        if self.held.is_none() {
+        if self.held().is_none() {
             self.entries.reserve(batch.messages.len());
         }
         batch
@@ -269,7 +279,7 @@ impl Outbox {
         n: usize,
         bounds: Bounds,
     ) -> Result<(), Overflow> {
-        if self.held.is_some() || self.blocked_since.is_some() {
+        if self.standstill.is_some() {
             return self.push(&Rc::new(messages.message(n)), bounds);
         }
         let (messages, n) = (Rc::clone(messages), n as u32);
@@ -352,7 +362,7 @@ impl Outbox {
 
     /// Queues the Close frame behind what waits, so a reader that keeps up loses nothing.
     pub(super) fn finish_after_queued(&mut self, close: Message) {
-        self.held = None;
+        self.take_held();
         if !self.closing {
             self.push_last(close);
         }
@@ -365,7 +375,7 @@ impl Outbox {
     }
 
     fn discard(&mut self) {
-        self.held = None;
+        self.take_held();
         self.entries.truncate(usize::from(self.begun));
         self.bytes = self
             .entries
@@ -381,7 +391,7 @@ impl Outbox {
 
     /// Returns the bytes that wait, held messages included.
     pub(super) fn waiting_bytes(&self) -> usize {
-        self.bytes + self.held_by_sink as usize + self.held.as_ref().map_or(0, |h| h.bytes)
+        self.bytes + self.held_by_sink as usize + self.held().map_or(0, |held| held.bytes)
     }
 
     /// Notes how many bytes the sink holds, after it got some from elsewhere.
@@ -391,15 +401,43 @@ impl Outbox {
 
     /// Returns since when the socket has taken nothing while something waits.
     pub(super) fn blocked_since(&self) -> Option<Instant> {
-        self.blocked_since
+        let since = self.standstill.as_ref()?.blocked_since;
+        since.map(Moment::instant)
+    }
+
+    fn held(&self) -> Option<&Held> {
+        self.standstill.as_ref()?.held.as_ref()
+    }
+
+    fn take_held(&mut self) -> Option<Held> {
+        let standstill = self.standstill.as_mut()?;
+        let held = standstill.held.take();
+        self.standstill
+            .take_if(|standstill| standstill.blocked_since.is_none());
+        held
+    }
+
+    fn is_blocked(&self) -> bool {
+        self.standstill
+            .as_ref()
+            .is_some_and(|standstill| standstill.blocked_since.is_some())
+    }
+
+    fn block(&mut self, since: Instant) {
+        self.standstill.get_or_insert_default().blocked_since = Some(since.into());
+    }
+
+    fn unblock(&mut self) {
+        if let Some(standstill) = &mut self.standstill {
+            standstill.blocked_since = None;
+            self.standstill
+                .take_if(|standstill| standstill.held.is_none());
+        }
     }
 
     /// Reads what [`Outbox::flush`] needs, and returns something that depends on it.
     pub(super) fn look_at(&self) -> (usize, bool, Option<usize>) {
-        let waits = (
-            self.waiting_bytes() + self.written,
-            self.blocked_since.is_some(),
-        );
+        let waits = (self.waiting_bytes() + self.written, self.is_blocked());
         let length = self.seal.as_ref().map(|cipher| cipher.key_length());
         (waits.0 + self.entries.len(), waits.1, length)
     }
@@ -432,14 +470,14 @@ impl Outbox {
             self.note_held(sink);
             if written < wanted || self.held_by_sink > 0 {
                 // A single byte starts the clock again: slow is not stuck.
-                if written > 0 || self.blocked_since.is_none() {
-                    self.blocked_since = Some(now());
+                if written > 0 || !self.is_blocked() {
+                    self.block(now());
                 }
                 self.separate();
                 return Ok((Flushed::Blocked, total));
             }
         }
-        self.blocked_since = None;
+        self.unblock();
         if self.entries.spilled() {
             self.entries = SmallVec::new();
         }
@@ -451,10 +489,12 @@ impl Outbox {
         while sink.held() > 0 {
             match sink.write_held() {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(_) => self.blocked_since = Some(now()),
+                Ok(_) => self.block(now()),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.note_held(sink);
-                    self.blocked_since.get_or_insert_with(now);
+                    if !self.is_blocked() {
+                        self.block(now());
+                    }
                     return Ok(false);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -93,12 +93,10 @@ impl Shard {
         let mut links = self.links.borrow_mut();
         let entry = links.vacant_entry();
         let slot = entry.key() as u32;
-        let connected_at = self.core.clock.now_ms();
         let link = Rc::new(Link::new(
             id,
             slot,
             peer,
-            connected_at,
             stream,
             Arc::clone(&self.core.outbox_bytes),
         ));
@@ -125,7 +123,7 @@ impl Shard {
             return Err(TooManyConnections);
         }
         self.core.directory.add_client(link.id, self.index);
-        *link.principal.borrow_mut() = Some(principal);
+        link.membership.borrow_mut().principal = Some(principal);
         self.by_user
             .borrow_mut()
             .insert(&user, link.slot, &self.links.borrow());
@@ -143,45 +141,41 @@ impl Shard {
 
     /// Replaces the principal after a refresh.
     pub fn renew(&self, link: &Link, principal: Arc<Principal>) {
-        *link.principal.borrow_mut() = Some(principal);
+        link.membership.borrow_mut().principal = Some(principal);
     }
 
     /// Returns what the bus is to subscribe to for an admitted connection.
     pub fn interests(&self, link: &Link) -> Vec<Destination> {
-        let mut interests = vec![Destination::Client(link.id)];
-        interests.extend(
-            link.principal
-                .borrow()
-                .as_ref()
-                .map(|p| Destination::User(Arc::clone(&p.subject))),
-        );
-        let rooms = self.rooms.borrow();
-        interests.extend(
-            link.seats
-                .borrow()
-                .iter()
-                .map(|seat| Destination::Room(Arc::clone(&rooms[seat.room as usize].name))),
-        );
-        interests
+        let (rooms, membership) = (self.rooms.borrow(), link.membership.borrow());
+        let user = membership.principal.as_ref();
+        let user = user.map(|p| Destination::User(Arc::clone(&p.subject)));
+        let rooms = membership
+            .seats
+            .iter()
+            .map(|seat| Destination::Room(Arc::clone(&rooms[seat.room as usize].name)));
+        std::iter::once(Destination::Client(link.id))
+            .chain(user)
+            .chain(rooms)
+            .collect()
     }
 
     /// Removes a connection from its client id, its user and its rooms. Nothing is delivered to it any more.
     pub fn withdraw(&self, link: &Link, encrypted: bool) {
-        if link.principal.borrow().is_none() {
+        if !link.is_member() {
             return;
         }
         self.core.unsubscribe(self.interests(link));
-        let seats = std::mem::take(&mut *link.seats.borrow_mut());
+        let seats = std::mem::take(&mut link.membership.borrow_mut().seats);
         for seat in seats {
             self.vacate(seat);
         }
-        let principal = link.principal.borrow().clone();
+        let principal = link.membership.borrow().principal.clone();
         if let Some(principal) = principal {
             let user = &*principal.subject;
             self.by_user
                 .borrow_mut()
                 .remove(user, link.slot, &self.links.borrow());
-            link.principal.take();
+            link.membership.borrow_mut().principal = None;
             self.core.directory.remove_user(user, self.index);
         }
         self.core.directory.remove_client(link.id);
@@ -212,7 +206,6 @@ impl Shard {
     }
 
     fn member(&self, id: Id) -> Option<Rc<Link>> {
-        self.find(id)
-            .filter(|link| link.principal.borrow().is_some())
+        self.find(id).filter(|link| link.is_member())
     }
 }

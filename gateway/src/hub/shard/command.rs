@@ -234,7 +234,11 @@ impl Shard {
             Control::CloseWhere(matches, close, reply) => {
                 let links = self.links.borrow();
                 let matching = links.iter().filter(|(_, link)| {
-                    link.principal.borrow().as_ref().is_some_and(|p| matches(p))
+                    link.membership
+                        .borrow()
+                        .principal
+                        .as_ref()
+                        .is_some_and(|p| matches(p))
                 });
                 answer(
                     reply,
@@ -244,7 +248,11 @@ impl Shard {
             Control::WithdrawTrust(matches, reply) => {
                 let links = self.links.borrow();
                 let matching = links.iter().filter(|(_, link)| {
-                    link.principal.borrow().as_ref().is_some_and(|p| matches(p))
+                    link.membership
+                        .borrow()
+                        .principal
+                        .as_ref()
+                        .is_some_and(|p| matches(p))
                 });
                 answer(
                     reply,
@@ -286,7 +294,7 @@ impl Shard {
         slots
             .map(|slot| &links[*slot as usize])
             .filter(|link| is_silent(link, silence))
-            .map(|link| (link.connected_at_ms, self.index, link.id))
+            .map(|link| (link.connected_at_ms(), self.index, link.id))
             .min()
     }
 
@@ -306,8 +314,7 @@ impl Shard {
             .iter()
             .map(|(_, link)| link)
             .filter(|link| {
-                link.requested_close().is_none()
-                    && (!authenticated_only || link.principal.borrow().is_some())
+                link.requested_close().is_none() && (!authenticated_only || link.is_member())
             })
             .collect();
         let count = count.min(candidates.len());
@@ -325,7 +332,9 @@ impl Shard {
 
 fn is_silent(link: &Link, silence: Duration) -> bool {
     let is_admitted = matches!(link.stage.get(), Stage::Authenticated | Stage::Encrypted);
-    is_admitted && link.requested_close().is_none() && link.last_seen.get().elapsed() > silence
+    is_admitted
+        && link.requested_close().is_none()
+        && link.last_seen.get().instant().elapsed() > silence
 }
 
 /// Answers, unless the asker has stopped waiting.

@@ -62,9 +62,7 @@ impl Shard {
         let mut joining = Joining::new(outgoing, joins);
         let mut count = 0;
         let mut queue_to = |link: &Rc<Link>| {
-            if link.principal.borrow().is_none()
-                || (!exclude.is_empty() && exclude.contains(&link.id))
-            {
+            if !link.is_member() || (!exclude.is_empty() && exclude.contains(&link.id)) {
                 return;
             }
             link.deliver(&mut joining, bounds);
@@ -127,7 +125,7 @@ impl Shard {
             let mut count = 0u32;
             for slot in users.get(messages.user(n), &links) {
                 let link = &links[*slot as usize];
-                if link.principal.borrow().is_none() {
+                if !link.is_member() {
                     continue;
                 }
                 link.deliver_shared(messages, n, bounds);

@@ -104,8 +104,11 @@ fn slots<'a>(entry: &'a Entry, several: &'a Slab<SmallVec<[u32; 4]>>) -> &'a [u3
 /// Returns whether a slot is one of a user.
 fn is_of(slot: u32, user: &str, links: &Links) -> bool {
     links.get(slot as usize).is_some_and(|link| {
-        let principal = link.principal.borrow();
-        principal.as_ref().is_some_and(|p| *p.subject == *user)
+        let membership = link.membership.borrow();
+        membership
+            .principal
+            .as_ref()
+            .is_some_and(|p| *p.subject == *user)
     })
 }
 
@@ -197,8 +200,8 @@ mod tests {
             let (client, _) = tokio::join!(TcpStream::connect(address), listener.accept());
             let stream = Stream::Clear(client.unwrap());
             let id = Id::from_parts(7, 0, slot);
-            let link = Link::new(id, slot.into(), host, 0, stream, Arc::default());
-            *link.principal.borrow_mut() = Some(Arc::new(Principal {
+            let link = Link::new(id, slot.into(), host, stream, Arc::default());
+            link.membership.borrow_mut().principal = Some(Arc::new(Principal {
                 subject: (*user).into(),
                 kind: USER.into(),
                 roles: Box::default(),

@@ -33,15 +33,21 @@ impl Shard {
             })
             .filter(|link| {
                 query.user_id.as_deref().is_none_or(|user| {
-                    link.principal
+                    link.membership
                         .borrow()
+                        .principal
                         .as_ref()
                         .is_some_and(|p| &*p.subject == user)
                 })
             })
             .filter(|link| match room {
                 None => true,
-                Some(Some(room)) => link.seats.borrow().iter().any(|seat| seat.room == room),
+                Some(Some(room)) => link
+                    .membership
+                    .borrow()
+                    .seats
+                    .iter()
+                    .any(|seat| seat.room == room),
                 Some(None) => query.room.as_deref() == Some(link.id.as_str()),
             })
             .collect();
@@ -57,18 +63,20 @@ impl Shard {
     pub(super) fn info(&self, link: &Link) -> ClientInfo {
         let now = self.core.clock.now_ms();
         let stage = link.stage.get();
-        let seen = now - i64::try_from(link.last_seen.get().elapsed().as_millis()).unwrap_or(0);
+        let seen =
+            now - i64::try_from(link.last_seen.get().instant().elapsed().as_millis()).unwrap_or(0);
         ClientInfo {
             id: link.id,
             user_id: link
-                .principal
+                .membership
                 .borrow()
+                .principal
                 .as_ref()
                 .map(|p| p.subject.to_string()),
             state: stage.as_str().to_owned(),
             encrypted: stage == Stage::Encrypted,
             rooms: self.rooms_of(link),
-            connected_at: rfc3339(link.connected_at_ms),
+            connected_at: rfc3339(link.connected_at_ms()),
             last_seen_at: rfc3339(seen),
             address: Some(link.peer),
         }

@@ -29,8 +29,9 @@ impl Shard {
     /// Returns the names of the rooms a connection is in.
     pub fn rooms_of(&self, link: &Link) -> Vec<String> {
         let rooms = self.rooms.borrow();
-        link.seats
-            .borrow()
+        let membership = link.membership.borrow();
+        membership
+            .seats
             .iter()
             .map(|seat| rooms[seat.room as usize].name.to_string())
             .collect()
@@ -39,10 +40,11 @@ impl Shard {
     /// Returns the names of the rooms that the rules allowed, without the default rooms: it leaves them when the right ends.
     pub fn rooms_by_right(&self, link: &Link) -> Vec<String> {
         let rooms = self.rooms.borrow();
-        let seats = link.seats.borrow();
-        let names = seats
+        let membership = link.membership.borrow();
+        let names = membership
+            .seats
             .iter()
-            .filter(|seat| !seat.granted)
+            .filter(|seat| !seat.is_granted())
             .map(|seat| &*rooms[seat.room as usize].name);
         names
             .filter(|name| !DEFAULT_ROOMS.contains(name))
@@ -60,7 +62,7 @@ impl Shard {
         };
         let mut joined = Joined::default();
         for name in names.iter().filter(|name| may(name)) {
-            if link.seats.borrow().len() >= limit && !self.is_in(link, name) {
+            if link.membership.borrow().seats.len() >= limit && !self.is_in(link, name) {
                 joined.limited = true;
             } else if self.enter(link, name, granted) {
                 joined.rooms.push(name.clone());
@@ -77,7 +79,13 @@ impl Shard {
     /// Whether a connection is in a room.
     pub fn is_in(&self, link: &Link, name: &str) -> bool {
         let room = self.by_room.borrow().get(name).copied();
-        room.is_some_and(|room| link.seats.borrow().iter().any(|seat| seat.room == room))
+        room.is_some_and(|room| {
+            link.membership
+                .borrow()
+                .seats
+                .iter()
+                .any(|seat| seat.room == room)
+        })
     }
 
     /// Leaves rooms, and returns those it was in.
@@ -109,17 +117,17 @@ impl Shard {
             self.by_room.borrow_mut().insert(name, room);
             room
         });
-        let mut seats = link.seats.borrow_mut();
+        let mut membership = link.membership.borrow_mut();
+        let seats = &mut membership.seats;
         if let Some(seat) = seats.iter_mut().find(|seat| seat.room == room) {
-            seat.granted |= granted;
+            if granted {
+                seat.grant();
+            }
             return false;
         }
         let entered = &mut rooms[room as usize];
-        seats.push(Seat {
-            room,
-            at: entered.members.len() as u32,
-            granted,
-        });
+        let at = entered.members.len() as u32;
+        seats.push(Seat::new(room, at, granted));
         entered.members.push(link.slot);
         self.core.directory.add_room(&entered.name, self.index);
         true
@@ -130,7 +138,8 @@ impl Shard {
             return false;
         };
         let seat = {
-            let mut seats = link.seats.borrow_mut();
+            let mut membership = link.membership.borrow_mut();
+            let seats = &mut membership.seats;
             let Some(at) = seats.iter().position(|seat| seat.room == room) else {
                 return false;
             };
@@ -144,12 +153,12 @@ impl Shard {
     pub(super) fn vacate(&self, seat: Seat) {
         let mut rooms = self.rooms.borrow_mut();
         let room = &mut rooms[seat.room as usize];
-        room.members.swap_remove(seat.at as usize);
-        if let Some(moved) = room.members.get(seat.at as usize) {
+        room.members.swap_remove(seat.at() as usize);
+        if let Some(moved) = room.members.get(seat.at() as usize) {
             let links = self.links.borrow();
-            let mut seats = links[*moved as usize].seats.borrow_mut();
-            if let Some(theirs) = seats.iter_mut().find(|s| s.room == seat.room) {
-                theirs.at = seat.at;
+            let mut membership = links[*moved as usize].membership.borrow_mut();
+            if let Some(theirs) = membership.seats.iter_mut().find(|s| s.room == seat.room) {
+                theirs.move_to(seat.at());
             }
         }
         self.core.directory.remove_room(&room.name, self.index);
