@@ -730,8 +730,8 @@ fn frame_rate(limits: &ConnectionLimits) -> Rate {
 mod tests {
     use super::*;
 
-    /// Every connection has one task, to which tokio adds 96 bytes and an alignment of 128. The allocator has a class of 256 bytes with that alignment, and takes
-    /// 512 for whatever is longer.
+    /// Every connection has one task, to which tokio adds 96 bytes and an alignment of 128. The allocator has a class of 256 bytes with that alignment; of
+    /// what is longer, it gives 512 to a good part.
     #[test]
     fn a_connection_and_what_a_task_adds_fit_into_256_bytes() {
         assert!(
