@@ -28,6 +28,9 @@ pub struct Canary {
     /// Why it failed.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub why: String,
+    /// Hash of the template that the other pods have; `None` where another version of the operator did not write it down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub others: Option<String>,
 }
 
 impl Canary {
@@ -91,14 +94,7 @@ fn step(input: &CanaryInput<'_>, now: DateTime<Utc>) -> Option<Canary> {
         .filter(|canary| canary.template == input.template);
     let mut canary = match recorded {
         Some(canary) => canary.clone(),
-        None if input.current.is_some_and(|hash| hash != input.template) => Canary {
-            template: input.template.to_owned(),
-            since: now,
-            good_since: None,
-            state: CanaryState::Observed,
-            why: String::new(),
-        },
-        None => return None,
+        None => begin(input, now)?,
     };
     if input.is_approved {
         canary.state = CanaryState::Passed;
@@ -109,6 +105,30 @@ fn step(input: &CanaryInput<'_>, now: DateTime<Utc>) -> Option<Canary> {
         observe(&mut canary, input, now);
     }
     Some(canary)
+}
+
+/// The canary of a template that is new. The template that the other pods have is none: going back to it takes away one pod, and has proved itself.
+fn begin(input: &CanaryInput<'_>, now: DateTime<Utc>) -> Option<Canary> {
+    let current = input.current.filter(|hash| *hash != input.template)?;
+    let unfinished = input
+        .recorded
+        .filter(|canary| canary.template == current && canary.state != CanaryState::Passed);
+    let others = match unfinished {
+        Some(canary) => canary.others.clone(),
+        None => Some(current.to_owned()),
+    };
+    let state = match others.as_deref() == Some(input.template) {
+        true => CanaryState::Passed,
+        false => CanaryState::Observed,
+    };
+    Some(Canary {
+        template: input.template.to_owned(),
+        since: now,
+        good_since: None,
+        state,
+        why: String::new(),
+        others,
+    })
 }
 
 fn observe(canary: &mut Canary, input: &CanaryInput<'_>, now: DateTime<Utc>) {
@@ -375,6 +395,7 @@ mod tests {
             good_since: None,
             state: CanaryState::Failed,
             why: "bad".into(),
+            others: None,
         };
         let input = CanaryInput {
             template: "t2",
@@ -403,5 +424,40 @@ mod tests {
             ..of_another
         };
         assert_eq!(step(&first, at(9)), None, "nothing runs yet");
+    }
+
+    #[test]
+    fn going_back_to_the_template_of_the_others_needs_no_canary() {
+        let (fleet, settings) = (fleet(), Settings::default());
+        let turn = |recorded: Option<&Canary>, current: &str, template: &str| {
+            let input = CanaryInput {
+                template,
+                current: Some(current),
+                recorded,
+                is_approved: false,
+                settings: &settings,
+                rollout: &Rollout::default(),
+                fleet: &fleet,
+            };
+            step(&input, at(0)).unwrap()
+        };
+        let second = turn(None, "t1", "t2");
+        let failed = Canary {
+            state: CanaryState::Failed,
+            why: "bad".into(),
+            ..second
+        };
+        assert_eq!(turn(Some(&failed), "t2", "t1").state, CanaryState::Passed);
+        // Also after a further attempt.
+        let third = turn(Some(&failed), "t2", "t3");
+        assert_eq!(third.state, CanaryState::Observed);
+        assert_eq!(turn(Some(&third), "t3", "t1").state, CanaryState::Passed);
+        assert_eq!(turn(Some(&third), "t3", "t2").state, CanaryState::Observed);
+        // The others followed: the one before is as new to them as any.
+        let passed = Canary {
+            state: CanaryState::Passed,
+            ..third
+        };
+        assert_eq!(turn(Some(&passed), "t3", "t1").state, CanaryState::Observed);
     }
 }
