@@ -1,7 +1,7 @@
 //! A whole platform: servers at the switch of a cluster, images in its nodes, both charts, one SignalCluster.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -17,7 +17,10 @@ use tempfile::TempDir;
 
 use crate::more::SigningKey;
 
-const REPOSITORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+/// This checkout.
+pub(crate) const REPOSITORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+/// The tag of both images of this checkout.
+pub(crate) const TAG: &str = "test";
 
 const REDIS_USER: &str = "signal";
 const REDIS_PASSWORD: &str = "of-the-edge-alone";
@@ -53,29 +56,11 @@ impl Lab {
         };
         let cluster = own_cluster(Level::C { nodes: 3 }).await?;
         let gateway = gateway::binary().await;
-        let operator = gateway.with_file_name("signal-operator");
         let dir = scratch();
         let network = cluster.outside_network();
-        for (name, binary) in [("gateway", gateway), ("operator", operator)] {
-            let program = format!("/usr/bin/signal-{name}");
-            let image = Image::new(&format!("localhost/signal-{name}:test"))
-                .program(&binary, &program)
-                .expect("the binary");
-            import(
-                &cluster,
-                image,
-                &program,
-                dir.path().join(format!("{name}.tar")),
-            )
-            .await;
-            if name == "gateway" {
-                // Another version, as far as Kubernetes can tell.
-                let image = Image::new("localhost/signal-gateway:next")
-                    .program(&binary, &program)
-                    .expect("the binary");
-                import(&cluster, image, &program, dir.path().join("next.tar")).await;
-            }
-        }
+        import_release(&cluster, &gateway, TAG).await;
+        // Another version, as far as Kubernetes can tell.
+        import(&cluster, "gateway", &gateway, "next").await;
         let start = |name: &str| dir.path().join(name);
         Some(Self {
             redis: Redis::start_in(&network, &start("redis"), &[]).expect("Redis starts"),
@@ -97,11 +82,23 @@ impl Lab {
     }
 }
 
-async fn import(cluster: &OwnCluster, image: Image, program: &str, archive: PathBuf) {
-    image
+/// Gives every node both images, with this tag. The operator's program lies beside the gateway's.
+pub(crate) async fn import_release(cluster: &OwnCluster, gateway: &Path, tag: &str) {
+    import(cluster, "gateway", gateway, tag).await;
+    let operator = gateway.with_file_name("signal-operator");
+    import(cluster, "operator", &operator, tag).await;
+}
+
+async fn import(cluster: &OwnCluster, name: &str, binary: &Path, tag: &str) {
+    let program = format!("/usr/bin/signal-{name}");
+    let dir = scratch();
+    let archive = dir.path().join("image.tar");
+    Image::new(&format!("localhost/signal-{name}:{tag}"))
+        .program(binary, &program)
+        .expect("the binary")
         .nonroot()
         .expect("authorities")
-        .entrypoint(&[program])
+        .entrypoint(&[&program])
         .write(&archive)
         .expect("an archive");
     cluster
@@ -122,8 +119,15 @@ pub(crate) fn source(name: &str, issuer: &Issuer) -> Value {
 }
 
 impl Edge {
-    /// Installs both charts, and waits for the operator.
+    /// Installs both charts.
     pub(crate) async fn install(lab: Lab) -> Self {
+        let edge = Self::begin(lab).await;
+        edge.charts("install", Path::new(REPOSITORY), TAG);
+        edge
+    }
+
+    /// All that a SignalCluster needs but for the definition and the operator.
+    pub(crate) async fn begin(lab: Lab) -> Self {
         let issuer = Issuer::start_at(lab.cluster.outside_network().ip()).await;
         let edge = Self {
             issuer,
@@ -136,29 +140,27 @@ impl Edge {
             .expect("a topic");
         // The tables of the platform.
         edge.policies().await;
-        edge.helm(&[
-            "install",
-            "signal-crds",
-            &format!("{REPOSITORY}/charts/signal-crds"),
-        ]);
-        let chart = format!("{REPOSITORY}/charts/signal-operator");
-        // A policy is checked against the port behind the Service.
-        let values = format!(
-            "image.repository=localhost/signal-operator,image.tag=test,image.pullPolicy=Never,networkPolicy.apiServerPorts={{443,{}}}",
-            edge.api_server_port()
-        );
-        edge.helm(&[
-            "install",
-            "signal-operator",
-            &chart,
-            "--namespace",
-            "signal-system",
-            "--create-namespace",
-            "--set",
-            &values,
-        ]);
         edge.name_servers();
         edge
+    }
+
+    /// Installs or upgrades both charts of a checkout, in the order of charts/README.md, with an operator of this tag.
+    pub(crate) fn charts(&self, command: &str, checkout: &Path, tag: &str) {
+        let chart = |name: &str| checkout.join("charts").join(name).display().to_string();
+        self.helm(&[command, "signal-crds", &chart("signal-crds")]);
+        // A policy is checked against the port behind the Service.
+        let values = format!(
+            "image.repository=localhost/signal-operator,image.tag={tag},image.pullPolicy=Never,networkPolicy.apiServerPorts={{443,{}}}",
+            self.api_server_port()
+        );
+        let mut arguments = vec![command, "signal-operator"];
+        let chart = chart("signal-operator");
+        arguments.extend([&chart, "--namespace", "signal-system", "--set", &values]);
+        arguments.push(match command {
+            "install" => "--create-namespace",
+            _ => "--wait",
+        });
+        self.helm(&arguments);
     }
 
     /// The chart's own test of the operator.
@@ -197,7 +199,8 @@ impl Edge {
         }
     }
 
-    fn helm(&self, arguments: &[&str]) {
+    /// Runs Helm, which must succeed.
+    pub(crate) fn helm(&self, arguments: &[&str]) {
         let mut command = Command::new(&self.lab.helm);
         command.args(arguments);
         self.run(command, None)
@@ -211,8 +214,19 @@ impl Edge {
         port.expect("an address with a port").to_owned()
     }
 
+    /// What makes commands of kubectl for the switch.
+    pub(crate) fn kubectl_at(&self) -> impl Fn() -> Command + Send + 'static {
+        let program = self.lab.cluster.kubectl().get_program().to_owned();
+        let kubeconfig = self.lab.cluster.kubeconfig_outside();
+        move || {
+            let mut command = Command::new(&program);
+            command.env("KUBECONFIG", &kubeconfig);
+            command
+        }
+    }
+
     fn try_kubectl(&self, arguments: &[&str], input: Option<&str>) -> Result<String, String> {
-        let mut command = Command::new(self.lab.cluster.kubectl().get_program());
+        let mut command = self.kubectl_at()();
         command.args(arguments);
         self.run(command, input)
     }
@@ -227,9 +241,14 @@ impl Edge {
     /// and PostgreSQL, are the Services that [`Edge::name_servers`] makes.
     pub(crate) fn manifest(&self, over: Value) -> Value {
         let example = include_str!("../../charts/examples/minimal.yaml");
+        self.manifest_of(example, over)
+    }
+
+    /// The same of another example.
+    pub(crate) fn manifest_of(&self, example: &str, over: Value) -> Value {
         let mut object: Value = serde_yaml_ng::from_str(example).expect("YAML");
         let lab = json!({
-            "image": {"repository": "localhost/signal-gateway", "tag": "test", "pullPolicy": "Never"},
+            "image": {"repository": "localhost/signal-gateway", "tag": TAG, "pullPolicy": "Never"},
             "jwks": {"sources": [source("main", &self.issuer)]},
             "service": {"type": "NodePort"},
             "drain": {"endpointPropagation": "8s", "window": "5s", "batchInterval": "500ms"},
@@ -295,10 +314,35 @@ impl Edge {
 
     /// The Secret that the SignalCluster names.
     pub(crate) fn make_secret(&self) {
-        let url = self
-            .database_url()
-            .replace(&self.lab.postgres.address().to_string(), "postgres:5432");
+        let url = self.url_of_service();
         self.apply(&json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "edge-database"}, "stringData": {"url": url}}));
+    }
+
+    /// The same with an authority of the database's certificate, over TLS alone.
+    pub(crate) fn make_secret_of(&self, authority: &str) {
+        let url = self.url_of_service() + "?sslmode=verify-ca";
+        self.apply(&json!({
+            "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "edge-database"},
+            "stringData": {"url": url, "ca.crt": authority},
+        }));
+    }
+
+    /// Lets the database speak TLS as well. Returns the authority of its certificate.
+    pub(crate) fn encrypt_database(&self) -> String {
+        Postgres::encrypt(&self.lab.postgres).expect("it has a certificate")
+    }
+
+    /// A file of the Secret that gateways of all revisions follow.
+    pub(crate) fn credential(&self, file: &str) -> String {
+        let path = format!("jsonpath={{.data.{}}}", file.replace('.', "\\."));
+        let text = self.kubectl(&["get", "secret", "edge-credentials", "-o", &path]);
+        let decoded = base64_simd::STANDARD.decode_to_vec(text).expect("base64");
+        String::from_utf8(decoded).expect("text")
+    }
+
+    fn url_of_service(&self) -> String {
+        let address = self.lab.postgres.address().to_string();
+        self.database_url().replace(&address, "postgres:5432")
     }
 
     fn database_url(&self) -> String {

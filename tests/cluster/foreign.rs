@@ -6,13 +6,16 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use signal_services::Authority;
 use signal_tests::Client;
 use signal_tests::cluster::OwnCluster;
+use signal_tests::services::scratch;
 use signal_tests::wait::{until, until_within};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::LONG;
+use crate::canary;
 use crate::certificates;
 use crate::crowd::Crowd;
 use crate::edge::{Edge, Lab};
@@ -36,6 +39,8 @@ fn image() -> Value {
 struct Scene {
     cluster: OwnCluster,
     edge: Edge,
+    /// That of the database's certificate, in PEM.
+    authority: String,
     crowd: Crowd,
     visitors: Visitors,
 }
@@ -58,12 +63,15 @@ async fn behind_network_policies_nobody_is_refused_whatever_becomes_of_pods() {
             an_old_pod_comes_back_as_it_was(&scene).await;
             the_change_is_taken_back(&scene).await;
             pods_that_drain_refuse_nobody(&scene).await;
+            a_canary_that_crashes_refuses_nobody(&scene).await;
             a_webhook_that_is_down_holds_up_its_own_kinds_alone(&scene).await;
             full_nodes_are_told_and_room_is_made(&scene).await;
             let edge = scene.leave().await;
             edge.empty_nodes();
+            canary::soak(&edge, "3s");
             certificates::a_renewed_certificate_reaches_new_connections_and_closes_none(&edge)
                 .await;
+            canary::has_passed_alone(&edge);
         })
         .await;
     assert_eq!(enforcer.failures(), BTreeMap::new());
@@ -72,8 +80,13 @@ async fn behind_network_policies_nobody_is_refused_whatever_becomes_of_pods() {
 impl Scene {
     async fn set(lab: Lab, cluster: OwnCluster) -> Self {
         let edge = Edge::install(lab).await;
-        edge.make_secret();
-        edge.apply(&edge.manifest(json!({"rebalance": {"enabled": false}})));
+        let authority = edge.encrypt_database();
+        edge.make_secret_of(&authority);
+        let secret = |key: &str| json!({"name": "edge-database", "key": key});
+        edge.apply(&edge.manifest(json!({
+            "rebalance": {"enabled": false},
+            "database": {"urlSecretRef": secret("url"), "caSecretRef": secret("ca.crt")},
+        })));
         edge.ready(LONG).await;
         until("the Service's port", async || {
             TcpStream::connect(edge.address()).await.ok()
@@ -84,6 +97,7 @@ impl Scene {
             visitors: Visitors::come(&edge, 10),
             cluster,
             edge,
+            authority,
         }
     }
 
@@ -150,6 +164,18 @@ impl Scene {
         assert!(begun.elapsed() <= TOLD, "{:?}", begun.elapsed());
     }
 
+    /// The authority of the database as the kubelet shows it to a pod on this node.
+    fn mounted(&self, node: usize, pod: &Value) -> String {
+        let uid = pod["metadata"]["uid"].as_str().expect("a UID");
+        let file = format!(
+            "/var/lib/kubelet/pods/{uid}/volumes/kubernetes.io~projected/live/database-ca.crt"
+        );
+        let read = self.cluster.in_node(node, "cat").arg(file).output();
+        let read = read.expect("cat runs");
+        assert!(read.status.success(), "{read:?}");
+        String::from_utf8(read.stdout).expect("PEM")
+    }
+
     /// Every pod that serves is read by the operator.
     async fn is_read(&self, pods: i64) {
         until_within(LONG, "a report of every pod", async || {
@@ -202,9 +228,11 @@ async fn the_operator_answers_pods_alone(scene: &Scene) {
 async fn ports_change_places(scene: &Scene) {
     scene.begin().await;
     let before = scene.edge.pods();
-    scene
-        .edge
-        .patch(json!({"gateway": {"publicPort": 9090, "adminPort": 8080}}));
+    scene.edge.patch(json!({
+        "gateway": {"publicPort": 9090, "adminPort": 8080},
+        "rollout": {"strategy": "Canary"},
+    }));
+    canary::is_held_until_it_is_approved(&scene.edge, &before).await;
     until_within(LONG, "all pods are new", async || {
         let pods = scene.edge.pods();
         let is_new = pods.len() == 2 && pods.iter().all(|pod| !before.contains(pod));
@@ -212,11 +240,15 @@ async fn ports_change_places(scene: &Scene) {
             .then_some(())
     })
     .await;
+    scene
+        .edge
+        .patch(json!({"rollout": {"strategy": "Automatic"}}));
     only_gateways_public_port_is_open(scene).await;
     scene.nobody_was_refused("ports change places").await;
 }
 
-/// The new image does not exist: first its migration cannot run, then its pods cannot.
+/// The new image does not exist: first its migration cannot run, then its pods cannot. The database gets an authority that is not that of its
+/// certificate, which is read only as a gateway starts.
 async fn ports_change_back_in_a_rollout_that_is_stuck(scene: &Scene) {
     scene.begin().await;
     let before = scene.edge.pods();
@@ -231,6 +263,10 @@ async fn ports_change_back_in_a_rollout_that_is_stuck(scene: &Scene) {
     scene
         .told("Progressing", "ImagePullBackOff", cannot_pull, "migration")
         .await;
+    let dir = scratch();
+    Authority::new(dir.path()).expect("openssl makes one");
+    let other = std::fs::read_to_string(dir.path().join("ca.pem")).expect("its certificate");
+    scene.edge.make_secret_of(&other);
     scene.is_read(2).await;
 
     scene
@@ -267,6 +303,9 @@ async fn an_old_pod_comes_back_as_it_was(scene: &Scene) {
         .output();
     let killed = killed.expect("ctr runs");
     assert!(killed.status.success(), "{killed:?}");
+    // What all revisions read has the newest authority already.
+    let newest = scene.edge.credential("database-ca.crt");
+    assert!(!newest.is_empty() && newest != scene.authority, "{newest}");
     let again = until_within(LONG, "the pod is back", async || {
         let mut pods = scene.staying().into_iter();
         let pod = pods.find(|pod| pod["metadata"]["name"] == name)?;
@@ -274,6 +313,8 @@ async fn an_old_pod_comes_back_as_it_was(scene: &Scene) {
         (*restarts == 1 && is_ready(&pod)).then_some(pod)
     })
     .await;
+    // It could not be ready with another authority: it would not trust the database.
+    assert_eq!(scene.mounted(node, &again), scene.authority);
     let closed = scene.crowd.closed();
     assert!(
         closed.contains_key(&1006),
@@ -297,6 +338,7 @@ fn is_ready(pod: &Value) -> bool {
 async fn the_change_is_taken_back(scene: &Scene) {
     scene.begin().await;
     let old: Vec<String> = ready_names(scene);
+    scene.edge.make_secret_of(&scene.authority);
     let ports = json!({"publicPort": 9090, "adminPort": 8080});
     let back = json!({"gateway": ports, "image": image(), "database": {"migrations": "Job"}});
     scene.edge.patch(back);
@@ -318,6 +360,12 @@ fn ready_names(scene: &Scene) -> Vec<String> {
         .collect();
     names.sort();
     names
+}
+
+async fn a_canary_that_crashes_refuses_nobody(scene: &Scene) {
+    scene.begin().await;
+    canary::one_that_crashes_is_held(&scene.edge).await;
+    scene.nobody_was_refused("a canary crashes").await;
 }
 
 /// A held drain: the pod is out of every endpoint before it takes no connection.

@@ -3,6 +3,7 @@
 //! Needs root for the cluster's nodes; elsewhere each test says that it is skipped, and why. Tests act at the cluster's switch,
 //! which is where clients outside of a cluster are.
 
+mod canary;
 mod certificates;
 mod crowd;
 mod edge;

@@ -1,12 +1,14 @@
 //! A PostgreSQL server with its own cluster.
 
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 
+use crate::certificates::certificates;
 use crate::process::{Server, bound_command, is_root, run, signal};
 use crate::{Network, find_program};
 
@@ -101,6 +103,35 @@ impl Postgres {
         fs::remove_dir_all(server.dir().join("data"))?;
         copy(server.dir(), primary)?;
         server.restart()
+    }
+
+    /// Lets a running server that [`Postgres::start_in`] made take connections over TLS as well. Returns the authority of its certificate, in PEM.
+    ///
+    /// # Errors
+    /// When `openssl` is not installed or fails, or the server's folder cannot be written.
+    pub fn encrypt(server: &Server) -> Result<String> {
+        let (bin, user) = prepare(server.dir())?;
+        let IpAddr::V4(ip) = server.address().ip() else {
+            bail!("certificates are for addresses of IPv4");
+        };
+        let authority = server.dir().join("authority");
+        fs::create_dir_all(&authority)?;
+        certificates(&authority, ip)?;
+        let data = server.dir().join("data");
+        for (from, to) in [("cert.pem", "server.crt"), ("key.pem", "server.key")] {
+            let to = data.join(to);
+            fs::copy(authority.join(from), &to)?;
+            // It takes no key that others may read.
+            fs::set_permissions(&to, fs::Permissions::from_mode(0o600))?;
+            if let Some(user) = user {
+                run(Command::new("chown").arg(format!("{user}:")).arg(&to))?;
+            }
+        }
+        let settings = data.join("postgresql.conf");
+        fs::write(&settings, fs::read_to_string(&settings)? + "ssl = on\n")?;
+        let mut reload = bound_command(&bin.join("pg_ctl"), user);
+        run(reload.arg("-D").arg(&data).arg("reload"))?;
+        Ok(fs::read_to_string(authority.join("ca.pem"))?)
     }
 
     /// Freezes a server with all its sessions, of which [`Server::pause`] alone stops none.
