@@ -9,8 +9,10 @@ mod crowd;
 mod edge;
 mod foreign;
 mod isolation;
+mod journal;
 mod more;
 mod network_policy;
+mod upgrade;
 mod visitors;
 
 use std::cell::Cell;
