@@ -54,25 +54,25 @@ const TO_EVERYONE: &str = "to everyone: all gateways, Redis";
 pub(crate) const PROCESS_MEMORY: Coefficient = of(
     "memory of a gateway without connections, a burst of its pipeline included",
     "MiB",
-    span(62.4, 62.4, 62.4),
+    span(64.4, 64.4, 64.4),
     Source::Figure("pipeline", "a burst of 100000 records: most memory in all"),
 );
 pub(crate) const CLEAR_MEMORY: Coefficient = of(
     "memory of a connection",
     KIB,
-    span(2.35, 2.35, 2.36),
+    span(1.82, 1.82, 1.91),
     Source::Figure("idle", "10000 at rest, clear"),
 );
 pub(crate) const ENCRYPTED_MEMORY: Coefficient = of(
     "memory of a connection that is encrypted",
     KIB,
-    span(3.0, 2.94, 3.01),
+    span(2.46, 2.44, 2.46),
     Source::Figure("idle", "10000 at rest, encrypted"),
 );
 pub(crate) const TLS_MEMORY: Coefficient = of(
     "memory of a connection over TLS",
     KIB,
-    span(5.92, 5.90, 5.96),
+    span(5.53, 5.49, 5.61),
     Source::Figure("tls", "10000 at rest"),
 );
 pub(crate) const KERNEL_MEMORY: Coefficient = of(
@@ -86,127 +86,127 @@ pub(crate) const KERNEL_MEMORY: Coefficient = of(
 pub(crate) const PROCESS: Coefficient = of(
     "a gateway without connections, a second",
     US,
-    span(448.0, 400.0, 548.0),
+    span(525.0, 479.0, 756.0),
     Source::Figure("idle", "the gateway without connections"),
 );
 pub(crate) const CLEAR_REST: Coefficient = of(
     "a connection at rest, with a ping every 25 s, a second",
     US,
-    span(0.63, 0.59, 0.67),
+    span(0.7, 0.68, 0.72),
     Source::Figure("idle", "10000 at rest, clear, a ping every 25 s"),
 );
 pub(crate) const ENCRYPTED_REST: Coefficient = of(
     "the same, encrypted",
     US,
-    span(0.66, 0.62, 0.69),
+    span(0.7, 0.62, 0.78),
     Source::Figure("idle", "10000 at rest, encrypted, a ping every 25 s"),
 );
 pub(crate) const ARRIVAL: Coefficient = of(
     "a connection that comes, with a new token",
     US,
-    span(106.2, 99.8, 115.0),
+    span(89.3, 80.3, 92.3),
     Source::Figure("connect", "a new token"),
 );
 pub(crate) const ENCRYPTED_ARRIVAL: Coefficient = of(
     "the same, with the encryption handshake",
     US,
-    span(165.7, 161.3, 177.6),
+    span(131.0, 125.5, 134.3),
     Source::Figure("connect", "a new token, encryption handshake"),
 );
 pub(crate) const KNOWN_ARRIVAL: Coefficient = of(
     "a connection that comes, with a token seen before",
     US,
-    span(38.9, 38.6, 47.5),
+    span(35.6, 33.4, 38.0),
     Source::Figure("connect", "a token seen before"),
 );
 pub(crate) const TLS_ARRIVAL: Coefficient = of(
     "the same, with a full handshake of TLS",
     US,
-    span(282.0, 262.0, 301.0),
+    span(154.5, 147.9, 166.6),
     Source::Figure("tls", "a full handshake"),
 );
 pub(crate) const UNICAST: Coefficient = of(
     "a message to one user, in a gateway that waits for it",
     US,
-    span(80.0, 46.0, 81.0),
+    span(75.0, 32.0, 75.0),
     Source::ManyGateways(TO_ONE, 0),
 );
 pub(crate) const SHORT_CLEAR: Coefficient = of(
     "128 B to one of many",
     US,
-    span(6.72, 6.17, 7.75),
+    span(6.62, 5.74, 6.69),
     Source::Figure("fanout", "128 B to 5000, clear"),
 );
 pub(crate) const LONG_CLEAR: Coefficient = of(
     "1024 B to one of many",
     US,
-    span(7.09, 6.05, 7.84),
+    span(5.91, 5.71, 6.92),
     Source::Figure("fanout", "1024 B to 5000, clear"),
 );
 pub(crate) const SHORT_ENCRYPTED: Coefficient = of(
     "128 B to one of many, encrypted",
     US,
-    span(7.17, 6.63, 8.34),
+    span(7.09, 6.09, 7.27),
     Source::Figure("fanout", "128 B to 5000, encrypted"),
 );
 pub(crate) const LONG_ENCRYPTED: Coefficient = of(
     "1024 B to one of many, encrypted",
     US,
-    span(8.14, 6.84, 8.45),
+    span(6.5, 6.35, 7.5),
     Source::Figure("fanout", "1024 B to 5000, encrypted"),
 );
 pub(crate) const TLS_FACTOR: Coefficient = of(
     "a message to one of many over TLS, as a multiple of a clear one",
     "x",
-    span(1.17, 1.07, 1.28),
+    span(1.12, 1.03, 1.17),
     Source::Ratio("tls", "128 B to 5000, clear frames"),
 );
 pub(crate) const GATEWAY_OF_MANY: Coefficient = of(
     "a message to everyone, for each further gateway",
     US,
-    span(73.3, 37.5, 216.7),
+    span(80.0, 16.7, 95.8),
     Source::EachGateway(TO_EVERYONE, 0),
 );
 pub(crate) const CLIENT_EVENT: Coefficient = of(
     "an event of a client and its answer",
     US,
-    span(29.0, 15.79, 47.8),
+    span(17.13, 14.85, 33.14),
     Source::Figure("echo", "an event and its answer, clear"),
 );
 pub(crate) const ENCRYPTED_EVENT: Coefficient = of(
     "the same with an encrypted answer",
     US,
-    span(30.3, 18.56, 55.6),
+    span(18.35, 15.7, 33.92),
     Source::Figure("echo", "a clear event and its encrypted answer"),
 );
 pub(crate) const RECORD_THAT_WAITS: Coefficient = of(
     "a record to one user, stored and pushed, where records wait",
     US,
-    span(22.1, 19.76, 29.8),
+    span(21.3, 20.3, 25.6),
     Source::Figure("pipeline", "a record that waits, to one user"),
 );
 pub(crate) const RECORD_ALONE: Coefficient = of(
     "the same at 500 a second, where each is a batch of its own",
     US,
-    span(294.0, 268.0, 322.0),
+    span(332.0, 304.0, 340.0),
     Source::Figure("pipeline", "500 records a second, to one user each"),
 );
 pub(crate) const REDIS_MESSAGE: Coefficient = of(
     "a message to one gateway, in Redis",
     US,
-    span(28.0, 28.0, 29.0),
+    span(22.0, 22.0, 25.0),
     Source::ManyGateways(TO_ONE, 1),
 );
 pub(crate) const REDIS_ROOM: Coefficient = of(
     "a message to two gateways, in Redis",
     US,
-    span(28.0, 27.0, 41.0),
+    span(24.0, 24.0, 40.0),
     Source::ManyGateways(TO_ROOM, 1),
 );
 pub(crate) const REDIS_GATEWAY: Coefficient = of(
     "a message to everyone, for each further gateway, in Redis",
     US,
-    span(7.3, 6.7, 10.0),
+    span(7.0, 6.7, 8.3),
     Source::EachGateway(TO_EVERYONE, 1),
 );
 pub(crate) const REDIS_REST: Coefficient = of(

@@ -161,7 +161,7 @@ fn sums_are_those_of_the_coefficients() {
         "gateways",
         "at rest, with pings",
     );
-    near(rest.middle, (1000.0 * 0.63 + 2.0 * 448.0) * 1e-6);
+    near(rest.middle, (1000.0 * 0.7 + 2.0 * 525.0) * 1e-6);
     let memory = amount(
         "--connections 1000 --instances 2 --encrypted",
         "gateways",
@@ -169,10 +169,10 @@ fn sums_are_those_of_the_coefficients() {
     );
     near(
         memory.middle,
-        1000.0 * (3.0 + 4.8) * 1024.0 + 2.0 * 62.4 * 1024.0 * 1024.0,
+        1000.0 * (2.46 + 4.8) * 1024.0 + 2.0 * 64.4 * 1024.0 * 1024.0,
     );
     let unicast = amount("--unicast 1000", "gateways", "messages to one user");
-    near(unicast.middle, 0.08);
+    near(unicast.middle, 0.075);
     let redis = amount(
         "--instances 4 --unicast 1000 --broadcasts 10",
         "Redis",
@@ -180,7 +180,7 @@ fn sums_are_those_of_the_coefficients() {
     );
     near(
         redis.middle,
-        (4.0 * 200.0 + 1000.0 * 28.0 + 10.0 * (28.0 + 2.0 * 7.3)) * 1e-6,
+        (4.0 * 200.0 + 1000.0 * 22.0 + 10.0 * (24.0 + 2.0 * 7.0)) * 1e-6,
     );
     let space = amount(
         "--records 1 --keep-days 1 --bytes 100",
