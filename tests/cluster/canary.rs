@@ -26,7 +26,7 @@ pub(crate) async fn is_held_until_it_is_approved(edge: &Edge, before: &[String])
     };
     let message = until_within(LONG, "a canary that serves", async || {
         let (_, reason, message) = edge.condition("Progressing")?;
-        let is_observed = reason == "CanaryObserved" && edge.is_observed();
+        let is_observed = reason == "AwaitingApproval" && edge.is_observed();
         let is_good = !remembered(edge)["goodSince"].is_null();
         (is_observed && is_good && is_held()).then_some(message)
     })
