@@ -49,14 +49,9 @@ pub(super) enum Outgoing {
 impl Outgoing {
     /// Returns how many messages it holds.
     pub(super) fn count(&self) -> usize {
-        match self {
-            Self::Single(_) => 1,
-            Self::Batch(batch) => batch.messages.len(),
-        }
+        self.messages().len()
     }
-}
 
-impl Outgoing {
     /// Returns its messages.
     fn messages(&self) -> &[Rc<Message>] {
         match self {

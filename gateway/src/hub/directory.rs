@@ -248,7 +248,7 @@ impl Directory {
 }
 
 /// Gives back what a table does not need after many have left.
-fn shrink<T>(table: &mut HashTable<T>, hasher: impl Fn(&T) -> u64) {
+pub(super) fn shrink<T>(table: &mut HashTable<T>, hasher: impl Fn(&T) -> u64) {
     if table.capacity() > 64 && table.len() < table.capacity() / 4 {
         table.shrink_to_fit(hasher);
     }

@@ -66,6 +66,15 @@ fn a_burst_is_one_write() {
     assert!(!outbox.entries.spilled(), "a burst leaves no memory behind");
 }
 
+/// Flushes to a socket that takes so many bytes at a time, until nothing waits.
+fn drain(outbox: &mut Outbox, pipe: &Pipe, room: usize) {
+    while !outbox.is_empty() {
+        pipe.room.set(room);
+        outbox.flush(pipe, Instant::now).unwrap();
+    }
+    assert_eq!(outbox.waiting_bytes(), 0);
+}
+
 #[test]
 fn bytes_are_the_same_and_in_order_however_few_the_socket_takes_at_a_time() {
     for sealed in [false, true] {
@@ -80,11 +89,7 @@ fn bytes_are_the_same_and_in_order_however_few_the_socket_takes_at_a_time() {
                 pipe.room.set(room);
                 outbox.flush(&pipe, Instant::now).unwrap();
             }
-            while !outbox.is_empty() {
-                pipe.room.set(room);
-                outbox.flush(&pipe, Instant::now).unwrap();
-            }
-            assert_eq!(outbox.waiting_bytes(), 0);
+            drain(&mut outbox, &pipe, room);
             for (n, frame) in frames(&pipe.got.borrow()).iter().enumerate() {
                 let text = std::str::from_utf8(frame).unwrap();
                 let clear = if sealed {
@@ -237,11 +242,7 @@ fn what_is_joined_is_taken_in_parts_like_everything_else() {
                     outbox.flush(&pipe, Instant::now).unwrap();
                 }
             }
-            while !outbox.is_empty() {
-                pipe.room.set(room);
-                outbox.flush(&pipe, Instant::now).unwrap();
-            }
-            assert_eq!(outbox.waiting_bytes(), 0);
+            drain(&mut outbox, &pipe, room);
             for (n, frame) in frames(&pipe.got.borrow()).iter().enumerate() {
                 let text = if sealed {
                     open(&cipher, frame)
@@ -346,11 +347,7 @@ fn messages_that_share_their_text_are_put_together_however_few_bytes_the_socket_
                     outbox.flush(&pipe, Instant::now).unwrap();
                 }
             }
-            while !outbox.is_empty() {
-                pipe.room.set(room);
-                outbox.flush(&pipe, Instant::now).unwrap();
-            }
-            assert_eq!(outbox.waiting_bytes(), 0);
+            drain(&mut outbox, &pipe, room);
             let got = frames(&pipe.got.borrow());
             let opened: Vec<Vec<u8>> = got
                 .into_iter()

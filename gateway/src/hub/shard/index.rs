@@ -11,6 +11,7 @@ use slab::Slab;
 use smallvec::SmallVec;
 
 use crate::hash::Seeded;
+use crate::hub::directory::shrink;
 use crate::hub::link::Link;
 use crate::id::Id;
 
@@ -36,13 +37,6 @@ fn rehash(entry: &Entry) -> u64 {
     spread(entry.hash)
 }
 
-/// Gives back what a table does not need after many have left.
-fn shrink(table: &mut HashTable<Entry>) {
-    if table.capacity() > 64 && table.len() < table.capacity() / 4 {
-        table.shrink_to_fit(rehash);
-    }
-}
-
 /// The slot of each client.
 #[derive(Debug, Default)]
 pub(super) struct ClientIndex {
@@ -66,7 +60,7 @@ impl ClientIndex {
             .find_entry(spread(hash), |entry| entry.value == slot);
         if let Ok(entry) = entry {
             entry.remove();
-            shrink(&mut self.table);
+            shrink(&mut self.table, rehash);
         }
     }
 
@@ -101,15 +95,23 @@ fn slots<'a>(entry: &'a Entry, several: &'a Slab<SmallVec<[u32; 4]>>) -> &'a [u3
     }
 }
 
-/// Returns whether a slot is one of a user.
-fn is_of(slot: u32, user: &str, links: &Links) -> bool {
-    links.get(slot as usize).is_some_and(|link| {
-        let membership = link.membership.borrow();
-        membership
-            .principal
-            .as_ref()
-            .is_some_and(|p| *p.subject == *user)
-    })
+/// Finds the entry of a user with this hash, by the first of its slots.
+fn of_user<'a>(
+    user: &'a str,
+    hash: u32,
+    several: &'a Slab<SmallVec<[u32; 4]>>,
+    links: &'a Links,
+) -> impl Fn(&Entry) -> bool + 'a {
+    let is_in = move |slot: &u32| {
+        links.get(*slot as usize).is_some_and(|link| {
+            let membership = link.membership.borrow();
+            membership
+                .principal
+                .as_ref()
+                .is_some_and(|p| *p.subject == *user)
+        })
+    };
+    move |entry| entry.hash == hash && slots(entry, several).first().is_some_and(is_in)
 }
 
 impl UserIndex {
@@ -117,12 +119,7 @@ impl UserIndex {
     pub(super) fn insert(&mut self, user: &str, slot: u32, links: &Links) {
         let hash = self.hasher.hash_one(user) as u32;
         let several = &mut self.several;
-        let is_it = |entry: &Entry| {
-            entry.hash == hash
-                && slots(entry, several)
-                    .first()
-                    .is_some_and(|slot| is_of(*slot, user, links))
-        };
+        let is_it = of_user(user, hash, several, links);
         match self.table.find_entry(spread(hash), is_it) {
             Err(_) => {
                 let entry = Entry { value: slot, hash };
@@ -144,19 +141,14 @@ impl UserIndex {
     pub(super) fn remove(&mut self, user: &str, slot: u32, links: &Links) {
         let hash = self.hasher.hash_one(user) as u32;
         let several = &mut self.several;
-        let is_it = |entry: &Entry| {
-            entry.hash == hash
-                && slots(entry, several)
-                    .first()
-                    .is_some_and(|slot| is_of(*slot, user, links))
-        };
+        let is_it = of_user(user, hash, several, links);
         let Ok(mut found) = self.table.find_entry(spread(hash), is_it) else {
             return;
         };
         let entry = found.get_mut();
         if entry.value & SEVERAL == 0 {
             found.remove();
-            return shrink(&mut self.table);
+            return shrink(&mut self.table, rehash);
         }
         let key = (entry.value & !SEVERAL) as usize;
         let left = &mut several[key];
@@ -170,10 +162,7 @@ impl UserIndex {
     /// Returns the slots of a user; empty if it has none.
     pub(super) fn get(&self, user: &str, links: &Links) -> &[u32] {
         let hash = self.hasher.hash_one(user) as u32;
-        let is_it = |entry: &Entry| {
-            let slots = slots(entry, &self.several);
-            entry.hash == hash && slots.first().is_some_and(|slot| is_of(*slot, user, links))
-        };
+        let is_it = of_user(user, hash, &self.several, links);
         let entry = self.table.find(spread(hash), is_it);
         entry.map_or(&[], |entry| slots(entry, &self.several))
     }
