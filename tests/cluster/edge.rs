@@ -11,9 +11,10 @@ use signal_services::{
 };
 use signal_tests::cluster::{OwnCluster, own_cluster};
 use signal_tests::services::scratch;
-use signal_tests::wait::until_within;
+use signal_tests::wait::{until, until_within};
 use signal_tests::{Issuer, Policies, Producer, gateway, skip};
 use tempfile::TempDir;
+use tokio::net::TcpStream;
 
 use crate::more::SigningKey;
 
@@ -497,6 +498,14 @@ impl Edge {
             "--timeout=60s",
         ];
         self.kubectl(&all);
+    }
+
+    /// Waits until the Service's port is open: a node's proxy learns of a Service a moment after everybody else.
+    pub(crate) async fn is_reachable(&self) {
+        until("the Service's port", async || {
+            TcpStream::connect(self.address()).await.ok()
+        })
+        .await;
     }
 
     /// Waits until no gateway is on its way out.

@@ -88,10 +88,7 @@ impl Scene {
             "database": {"urlSecretRef": secret("url"), "caSecretRef": secret("ca.crt")},
         })));
         edge.ready(LONG).await;
-        until("the Service's port", async || {
-            TcpStream::connect(edge.address()).await.ok()
-        })
-        .await;
+        edge.is_reachable().await;
         Self {
             crowd: Crowd::gather(&edge, 300).await,
             visitors: Visitors::come(&edge, 10),
@@ -118,12 +115,7 @@ impl Scene {
     /// Since [`Self::begin`] everybody who came was let in, and whose connection was closed was told to come again.
     async fn nobody_was_refused(&self, when: &str) {
         self.crowd.assembled().await;
-        let (served, refused) = (self.visitors.served(), self.visitors.refused());
-        assert!(
-            refused.is_empty(),
-            "{when}: {served} came, others: {refused:?}"
-        );
-        assert!(served > 0, "{when}: nobody came");
+        self.visitors.assert_all_served(when);
         let refused = self.crowd.refused();
         assert!(refused.is_empty(), "{when}: {refused:?}");
         let closed = self.crowd.closed();

@@ -87,11 +87,7 @@ async fn a_wrong_secret_is_told_and_heals(edge: &Edge) {
 
 /// A record reaches an encrypted connection that came through the Service.
 async fn a_record_reaches_a_client_through_the_service(edge: &Edge) {
-    // The node's proxy learns of a Service a moment after everybody else.
-    until("the Service's port", async || {
-        tokio::net::TcpStream::connect(edge.address()).await.ok()
-    })
-    .await;
+    edge.is_reachable().await;
     edge.policies()
         .await
         .join("17", "Merchant_42")

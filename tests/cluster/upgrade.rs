@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use signal_tests::skip;
-use signal_tests::wait::{until, until_within};
-use tokio::net::TcpStream;
+use signal_tests::wait::until_within;
 
 use crate::LONG;
 use crate::crowd::Crowd;
@@ -65,10 +64,7 @@ impl Scene {
             json!({"image": image(OLD), "rebalance": {"enabled": false}}),
         ));
         edge.ready(LONG).await;
-        until("the Service's port", async || {
-            TcpStream::connect(edge.address()).await.ok()
-        })
-        .await;
+        edge.is_reachable().await;
         Self {
             crowd: Crowd::gather(&edge, 300).await,
             visitors: Visitors::come(&edge, 10),
@@ -114,12 +110,7 @@ impl Scene {
     }
 
     fn nobody_was_refused(&self, when: &str) {
-        let (served, refused) = (self.visitors.served(), self.visitors.refused());
-        assert!(
-            refused.is_empty(),
-            "{when}: {served} came, others: {refused:?}"
-        );
-        assert!(served > 0, "{when}: nobody came");
+        self.visitors.assert_all_served(when);
         let refused = self.crowd.refused();
         assert!(refused.is_empty(), "{when}: {refused:?}");
     }

@@ -61,6 +61,19 @@ impl Visitors {
         self.state.refused.lock().clone()
     }
 
+    /// Checks that everybody was let in, and that somebody came.
+    ///
+    /// # Panics
+    /// When that is not so.
+    pub(crate) fn assert_all_served(&self, when: &str) {
+        let (served, refused) = (self.served(), self.refused());
+        assert!(
+            refused.is_empty(),
+            "{when}: {served} came, others: {refused:?}"
+        );
+        assert!(served > 0, "{when}: nobody came");
+    }
+
     /// Lets all of them go.
     ///
     /// # Panics
