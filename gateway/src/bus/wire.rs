@@ -20,7 +20,7 @@ use crate::id::{AnyId, Id};
 use crate::principal::is_user_id;
 
 pub use audience::EncodedAudience;
-pub(super) use audience::{encode_audience, for_each_user, publisher_of_audience};
+pub(super) use audience::{encode_audience, publisher_of_audience, users_of_audience};
 pub(super) use segments::Segment;
 
 const CLIENT: &str = "ws:client:";

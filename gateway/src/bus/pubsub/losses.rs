@@ -91,9 +91,13 @@ impl State {
 }
 
 impl Losses {
-    /// Notes that a message on this channel was given up.
-    pub(super) fn note(&self, channel: &str) {
-        self.state.lock().lost.add(channel);
+    /// Notes that what was for these channels was given up. What is noted together is reported together.
+    pub(super) fn note(&self, channels: impl IntoIterator<Item = String>) {
+        let mut state = self.state.lock();
+        for channel in channels {
+            state.lost.add(&channel);
+        }
+        drop(state);
         self.noted.notify_one();
     }
 
@@ -154,17 +158,15 @@ mod tests {
     fn losses_are_reported_by_channel_and_beyond_the_bound_for_everybody() {
         let (losses, now) = (Losses::default(), Instant::now());
         assert!(losses.is_empty() && losses.take_due(now).is_none());
-        losses.note("ws:user:17");
-        losses.note("ws:user:17");
+        losses.note(["ws:user:17".into()]);
+        losses.note(["ws:user:17".into()]);
         let lost = losses.take_due(now).unwrap();
         assert_eq!(lost.payload("i"), br#"i ["ws:user:17"]"#);
         losses.put_back(&lost);
         assert!(losses.take_due(now).is_none(), "one was just sent");
         let later = now + REPORT_INTERVAL;
         assert_eq!(losses.take_due(later), Some(lost));
-        for user in 0..=MAX_CHANNELS {
-            losses.note(&format!("ws:user:{user}"));
-        }
+        losses.note((0..=MAX_CHANNELS).map(|user| format!("ws:user:{user}")));
         let lost = losses.take_due(later + REPORT_INTERVAL).unwrap();
         assert_eq!(lost.payload("i"), b"i");
         losses.note_all();
@@ -172,7 +174,7 @@ mod tests {
             losses.take_due(later + 2 * REPORT_INTERVAL).is_none(),
             "everybody syncs less often"
         );
-        losses.note(&"x".repeat(MAX_CHANNEL_BYTES));
+        losses.note(["x".repeat(MAX_CHANNEL_BYTES)]);
         let much_later = later + REPORT_INTERVAL + REPORT_ALL_INTERVAL;
         assert_eq!(losses.take_due(much_later).unwrap().payload("i"), b"i");
     }

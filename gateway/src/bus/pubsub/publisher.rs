@@ -80,10 +80,11 @@ impl Outgoing {
     /// Notes whom a dispatch was for that is given up.
     fn note_loss(&self, losses: &Losses, names: &Names) {
         match self.content {
-            Content::Dispatch => losses.note(&names.reported(&self.channel)),
-            Content::Audience => wire::for_each_user(&self.payload, |user| {
-                losses.note(&names.classic_channel(&Destination::User(user.into())));
-            }),
+            Content::Dispatch => losses.note([names.reported(&self.channel)]),
+            Content::Audience => losses.note(
+                wire::users_of_audience(&self.payload)
+                    .map(|user| names.classic_channel(&Destination::User(user.into()))),
+            ),
             Content::Signal | Content::Report(_) => {}
         }
     }
@@ -513,6 +514,7 @@ const NO_PUSH: Option<NoPush> = None;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bus::pubsub::tests::audiences::audience;
 
     #[test]
     fn the_queue_is_bounded_in_number_and_in_bytes() {
@@ -535,5 +537,30 @@ mod tests {
             publisher.signal("c".into(), Vec::new()),
             Err(BusError::Unavailable(_))
         ));
+    }
+    #[test]
+    fn the_users_of_one_audience_are_reported_together() {
+        let users: Vec<String> = (0..1000).map(|user| format!("user-{user}")).collect();
+        let instance = crate::bus::pubsub::new_instance();
+        let payload = wire::encode_audience(&instance, &audience(&users, 1));
+        for _ in 0..50 {
+            let outbound = Outbound::default();
+            let (publisher, _writer) =
+                Publisher::new(1, Names::new("", "i"), &outbound, Metrics::new());
+            assert!(publisher.signal("c".into(), Vec::new()).is_ok());
+            // The report is taken at the first moment that there is one.
+            let reported = std::thread::spawn(move || {
+                loop {
+                    match outbound.losses.take_due(Instant::now()) {
+                        Some(lost) => return lost.payload("i"),
+                        None => std::hint::spin_loop(),
+                    }
+                }
+            });
+            publisher.audience(payload.clone());
+            let reported = String::from_utf8(reported.join().unwrap()).unwrap();
+            let channels: Vec<String> = serde_json::from_str(&reported["i ".len()..]).unwrap();
+            assert_eq!(channels.len(), users.len());
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! The bus against real servers: what goes across, what happens when servers fail, and what is left behind.
 
 mod access;
-mod audiences;
+pub(super) mod audiences;
 mod failures;
 mod instances;
 mod segments;

@@ -82,15 +82,14 @@ pub(in crate::bus) fn publisher_of_audience(payload: &[u8]) -> Option<&str> {
         .filter(|_| payload.len() <= MAX_PAYLOAD_BYTES)
 }
 
-/// Calls `note` with the name of each user of a payload.
-pub(in crate::bus) fn for_each_user(payload: &[u8], mut note: impl FnMut(&str)) {
+/// Returns the name of each user of a payload.
+pub(in crate::bus) fn users_of_audience(payload: &[u8]) -> impl Iterator<Item = &str> {
     let mut rest = Reader(payload.get(INSTANCE_BYTES..).unwrap_or_default());
     for _ in 0..=GAPS {
         rest.text();
     }
-    for addressee in rest.addressees().into_iter().flatten() {
-        note(addressee.user);
-    }
+    let addressees = rest.addressees().into_iter().flatten();
+    addressees.map(|addressee| addressee.user)
 }
 
 fn put_number(mut number: u64, out: &mut Vec<u8>) {
@@ -198,8 +197,7 @@ mod tests {
             (&read.text, &read.addressees),
             (&audience.text, &audience.addressees)
         );
-        let mut users = Vec::new();
-        for_each_user(&payload, |user| users.push(user.to_owned()));
+        let users: Vec<&str> = users_of_audience(&payload).collect();
         assert_eq!(users, ["17", "a user \u{1F600}"]);
     }
 
@@ -219,7 +217,7 @@ mod tests {
         for length in 0..payload.len() {
             let encoded = EncodedAudience::new(&payload[..length]);
             assert!(encoded.read().is_none(), "{length} bytes");
-            for_each_user(&payload[..length], |_| {});
+            users_of_audience(&payload[..length]).for_each(drop);
         }
         for at in INSTANCE_BYTES..payload.len() {
             for byte in [0, 0x22, 0x5C, 0x7F, 0xFF] {

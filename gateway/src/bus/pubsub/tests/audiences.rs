@@ -4,7 +4,7 @@ use super::*;
 use crate::dispatch::{Addressee, SharedText};
 
 /// A notification for each of these users.
-pub(super) fn audience<U: AsRef<str>>(users: &[U], seq: i64) -> Audience<'_> {
+pub(in crate::bus::pubsub) fn audience<U: AsRef<str>>(users: &[U], seq: i64) -> Audience<'_> {
     let addressee = |user| Addressee {
         user,
         id: "4bC".parse().unwrap(),
