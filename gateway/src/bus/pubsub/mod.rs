@@ -148,6 +148,8 @@ struct PubSubCore {
     lease: WorkerLease,
     /// Another bus is the current one: the gauges show its figures.
     hidden: AtomicBool,
+    /// Held while segments are counted: of several tasks that count, the last one sets the gauges.
+    counting: Mutex<()>,
     asking: Semaphore,
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
@@ -291,6 +293,7 @@ fn connect_timed(
         lease: WorkerLease::new(timing.lease, timing.renew),
         timing,
         hidden: AtomicBool::new(false),
+        counting: Mutex::default(),
         asking: Semaphore::new(ask::MAX_OPEN),
         clock,
         metrics,

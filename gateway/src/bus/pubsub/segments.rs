@@ -105,6 +105,7 @@ impl PubSubCore {
     /// Sets the gauges of segments.
     pub(super) fn count_segments(&self) {
         if self.is_shown() {
+            let _counting = self.counting.lock();
             let up = self
                 .segments
                 .iter()

@@ -132,6 +132,8 @@ impl Subscriber {
             };
             self.feed
                 .set_subscriber(Some(connection.link.address.clone()));
+            // Whoever waits for the opening, or is told to sync, finds it counted.
+            self.core.count_segments();
             match self.ready.take() {
                 Some(ready) => {
                     self.feed.intake.start_receiving();
@@ -139,7 +141,6 @@ impl Subscriber {
                 }
                 None => self.feed.resync(reason),
             }
-            self.core.count_segments();
             self.core.ping_at_once.notify_one();
             let since = Instant::now();
             reason = self.serve(connection).await;

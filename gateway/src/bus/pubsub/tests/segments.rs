@@ -107,6 +107,30 @@ impl Opening {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn segments_that_come_up_at_the_same_time_are_all_counted() {
+    // Nobody is there, so no task of the bus changes anything meanwhile.
+    let config = sharded(vec!["127.0.0.1:1".into()]);
+    let metrics = Metrics::new();
+    let setup = setup("a", metrics.clone(), CancellationToken::new());
+    let connecting = connect_timed(&config, &setup, quick(&config)).unwrap();
+    let core = &connecting.bus.core;
+    for round in 0..1000 {
+        for feed in &core.segments {
+            feed.interests.lock().down();
+        }
+        std::thread::scope(|scope| {
+            for feed in &core.segments {
+                scope.spawn(|| {
+                    feed.interests.lock().up();
+                    core.count_segments();
+                });
+            }
+        });
+        assert_eq!(metrics.bus_segments.get(), 16, "round {round}");
+    }
+}
+
 /// protocol.md 10.17.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn messages_of_ours_go_over_segments_in_order_and_those_of_emitters_as_ever() {
