@@ -46,11 +46,8 @@ fn options(
     clock: Arc<dyn Clock>,
 ) -> BusOptions {
     let mut config = Config::for_tests();
+    lab::be_patient(&mut config.redis);
     config.redis = location(server).with_timings_of(&config.redis);
-    (
-        config.redis.command_timeout_ms,
-        config.redis.request_timeout_ms,
-    ) = (2000, 1000);
     let metrics = Metrics::new();
     BusOptions {
         config: config.redis,

@@ -1,17 +1,19 @@
 //! Real Redis servers for tests: on loopback, on free ports, gone with the value that stands for them.
 
 use std::fmt::Write as _;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use signal_services::Redis;
+use signal_services::{Redis, free_port};
 use tempfile::TempDir;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::config;
 
 /// Longest wait for anything in a test.
 pub(in crate::bus) const LIMIT: Duration = Duration::from_secs(20);
@@ -25,20 +27,11 @@ pub(in crate::bus) fn available(test: &str) -> bool {
     found
 }
 
-/// A port that was free a moment ago, low enough for a cluster's second port.
-pub(in crate::bus) fn free_port() -> u16 {
-    loop {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let second = if port < 45_000 {
-            port + 10_000
-        } else {
-            port - 10_000
-        };
-        if TcpListener::bind(("127.0.0.1", second)).is_ok() {
-            return port;
-        }
-    }
+/// Gives every wait of a bus so much time that only what never comes exceeds it: where a busy machine takes its time, nothing is given up, and no
+/// subscriber counts as stalled. A test of such an end sets the time that it is about.
+pub(in crate::bus) fn be_patient(config: &mut config::Redis) {
+    (config.command_timeout_ms, config.request_timeout_ms) = (20_000, 20_000);
+    config.stalled_after_ms = 60_000;
 }
 
 /// Waits for a condition.
@@ -77,7 +70,7 @@ impl Server {
         arguments: &[&str],
         cli: &[&str],
     ) -> Self {
-        let port = free_port();
+        let port = free_port().unwrap();
         let fill = |text: &str| {
             text.replace("{port}", &port.to_string())
                 .replace("{dir}", dir.path().to_str().unwrap())
@@ -115,7 +108,7 @@ impl Server {
     /// A sentinel with this configuration.
     pub(in crate::bus) fn sentinel(configuration: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let (port, path) = (free_port(), dir.path().join("sentinel.conf"));
+        let (port, path) = (free_port().unwrap(), dir.path().join("sentinel.conf"));
         let text = format!(
             "port {port}\nbind 127.0.0.1\ndir {}\n{configuration}",
             dir.path().display()
@@ -215,7 +208,7 @@ pub(in crate::bus) fn cluster() -> Vec<Server> {
     ];
     let servers: Vec<Server> = (0..3)
         .map(|_| {
-            let second = free_port().to_string();
+            let second = free_port().unwrap().to_string();
             Server::start(&[&arguments[..], &["--cluster-port", &second]].concat())
         })
         .collect();

@@ -30,7 +30,7 @@ const EMITTED: &str = r#"{"serverId":"emitter","type":"room","target":"r","event
 fn settings(mode: RedisMode, nodes: Vec<String>) -> config::Redis {
     let mut bus = Config::for_tests().redis;
     (bus.mode, bus.nodes) = (mode, nodes);
-    (bus.command_timeout_ms, bus.request_timeout_ms) = (2000, 1000);
+    lab::be_patient(&mut bus);
     bus
 }
 
@@ -227,8 +227,10 @@ async fn what_one_instance_publishes_the_other_receives_in_order_and_itself_neve
     })
     .await;
     b.nothing_waits();
-    eventually("a self-ping", async || a.bus.lag().is_some()).await;
-    assert!(a.bus.lag().unwrap() < Duration::from_secs(1));
+    eventually("a self-ping comes back soon", async || {
+        a.bus.lag().is_some_and(|lag| lag < Duration::from_secs(1))
+    })
+    .await;
 }
 
 /// protocol.md 10.2, 10.3, 10.4, 10.5 and 10.6.
@@ -410,9 +412,7 @@ async fn ten_thousand_interests_are_confirmed_in_few_commands() {
         return;
     }
     let server = Server::start(&[]);
-    let mut config = standalone(&server);
-    // This is about how many commands there are: on a loaded machine 20,001 confirmations take longer than one usually may.
-    config.command_timeout_ms = 20_000;
+    let config = standalone(&server);
     let (mut a, b) = (opened(&config).await, opened(&config).await);
     let before = subscribes(&server);
     let subscribed =
@@ -439,10 +439,9 @@ async fn ten_thousand_interests_are_confirmed_in_few_commands() {
         .unsubscribe((0..10_000).map(|n| client(&format!("{n}"))).collect());
     a.bus.unsubscribe(vec![room("all"); 10_000]);
     eventually("all are left", async || {
-        channels(&server, "ws:*").len() == 1
+        channels(&server, "ws:*").len() == 1 && a.metrics.bus_subscriptions.get() == 0
     })
     .await;
-    assert_eq!(a.metrics.bus_subscriptions.get(), 0);
 }
 
 /// How many `SUBSCRIBE` commands the server has run.

@@ -10,7 +10,8 @@ async fn after_a_kill_of_the_server_everything_is_subscribed_again_then_one_resy
         return;
     }
     let mut server = Server::start(&[]);
-    let config = standalone(&server);
+    let mut config = standalone(&server);
+    config.stalled_after_ms = 3000;
     let (mut a, b) = (opened(&config).await, opened(&config).await);
     a.subscribe(&[room("before"), room("left")]).await;
     server.kill();
@@ -37,7 +38,7 @@ async fn after_a_kill_of_the_server_everything_is_subscribed_again_then_one_resy
     ));
     a.bus.unsubscribe(vec![room("left")]);
     assert!(
-        began.elapsed() < Duration::from_secs(2),
+        began.elapsed() < Duration::from_millis(config.command_timeout_ms / 2),
         "nothing waits for a server that is away"
     );
     eventually("no ping comes back", async || {
@@ -109,7 +110,8 @@ async fn after_a_lost_connection_the_lease_is_renewed_until_it_has_succeeded() {
     }
     let server = Server::start(&[]);
     let a = opened(&standalone(&server)).await;
-    assert!(!a.bus.lease_doubtful());
+    // The first connection asks for a renewal as well.
+    eventually("it is leased", async || !a.bus.lease_doubtful()).await;
     // Connections can be made, and scripts cannot be run.
     server.cli(&["ACL", "SETUSER", "default", "-eval"]);
     server.cli(&["CLIENT", "KILL", "TYPE", "normal"]);
@@ -155,13 +157,16 @@ async fn a_server_that_stands_still_stalls_the_subscriber_which_repairs_itself()
     (config.command_timeout_ms, config.stalled_after_ms) = (500, 700);
     let (mut a, b) = (opened(&config).await, opened(&config).await);
     a.subscribe(&[room("r")]).await;
-    assert_eq!(a.bus.subscriber(), SubscriberState::Live);
+    eventually("it is live", async || {
+        a.bus.subscriber() == SubscriberState::Live
+    })
+    .await;
     server.signal("STOP");
-    let began = Instant::now();
-    assert!(b.bus.publish(&numbered(room("r"), 1)).await.is_err());
+    let published = timeout(LIMIT, b.bus.publish(&numbered(room("r"), 1))).await;
     assert!(
-        began.elapsed() < Duration::from_secs(2),
-        "an answer that does not come is given up"
+        published
+            .expect("an answer that does not come is given up")
+            .is_err()
     );
     eventually("the stall is noticed", async || {
         a.bus.subscriber() == SubscriberState::Stalled && a.metrics.bus_stalled.get() == 1
@@ -196,12 +201,13 @@ async fn a_server_that_holds_publishing_back_stalls_the_subscriber_which_repairs
     config.stalled_after_ms = 700;
     let (mut a, b) = (opened(&config).await, opened(&config).await);
     a.subscribe(&[room("r")]).await;
-    // Connections stay and nothing is received.
-    server.cli(&["CLIENT", "PAUSE", "3000", "WRITE"]);
+    // Connections stay and nothing is received, until the stall was seen.
+    server.cli(&["CLIENT", "PAUSE", "60000", "WRITE"]);
     eventually("the stall is noticed", async || {
         a.bus.subscriber() == SubscriberState::Stalled
     })
     .await;
+    server.cli(&["CLIENT", "UNPAUSE"]);
     assert_eq!(a.resync().await, ResyncReason::BusStalled);
     eventually("it is live again", async || {
         a.bus.subscriber() == SubscriberState::Live
@@ -222,16 +228,13 @@ async fn a_subscriber_whose_connection_goes_silent_is_stalled_and_repaired_while
     let server = Server::start(&[]);
     let proxy = lab::Proxy::start(server.port).await;
     let mut config = settings(RedisMode::Standalone, vec![proxy.address()]);
-    config.stalled_after_ms = 700;
+    // Longer than this machine takes for the two messages below.
+    config.stalled_after_ms = 3000;
     let (mut a, mut b) = (opened(&config).await, opened(&standalone(&server)).await);
     a.subscribe(&[room("r")]).await;
     b.subscribe(&[room("r")]).await;
     proxy.mute_subscribers();
     b.publish(room("r"), 1).await;
-    eventually("the stall is noticed", async || {
-        a.bus.subscriber() == SubscriberState::Stalled
-    })
-    .await;
     a.publish(room("r"), 2).await;
     assert_eq!(b.number().await, 2);
     assert_eq!(
@@ -256,7 +259,10 @@ async fn a_failover_by_sentinels_is_followed() {
     let (mut master, replica, sentinels) =
         tokio::task::spawn_blocking(lab::sentinels).await.unwrap();
     let mut nodes: Vec<String> = sentinels.iter().map(Server::address).collect();
-    nodes.insert(0, format!("127.0.0.1:{}", lab::free_port()));
+    nodes.insert(
+        0,
+        format!("127.0.0.1:{}", signal_services::free_port().unwrap()),
+    );
     let config = settings(RedisMode::Sentinel, nodes);
     let (mut a, b) = (opened(&config).await, opened(&config).await);
     a.subscribe(&[room("r")]).await;

@@ -4,8 +4,7 @@ use super::*;
 
 async fn behind(server: &Server) -> (lab::Proxy, config::Redis) {
     let proxy = lab::Proxy::start(server.port).await;
-    let mut config = settings(RedisMode::Standalone, vec![proxy.address()]);
-    (config.command_timeout_ms, config.stalled_after_ms) = (10_000, 60_000);
+    let config = settings(RedisMode::Standalone, vec![proxy.address()]);
     (proxy, config)
 }
 
@@ -19,18 +18,18 @@ async fn a_slow_server_takes_many_pipelines_at_a_time_and_keeps_their_order() {
     let (proxy, config) = behind(&server).await;
     let (mut a, b) = (opened(&standalone(&server)).await, opened(&config).await);
     a.subscribe(&[room("r")]).await;
-    proxy.set_round_trip(Duration::from_millis(600));
+    let round_trip = Duration::from_secs(1);
+    proxy.set_round_trip(round_trip);
     let began = Instant::now();
     for n in 0..8000 {
         // Whoever does not need the outcome does not wait for it.
         drop(b.bus.publish(&numbered(room("r"), n)));
     }
-    assert!(began.elapsed() < Duration::from_millis(600));
     for n in 0..8000 {
         assert_eq!(a.number().await, n);
     }
     assert!(
-        began.elapsed() < Duration::from_secs(4),
+        began.elapsed() < 12 * round_trip,
         "one pipeline at a time takes 16 round trips: {:?}",
         began.elapsed()
     );
@@ -57,8 +56,9 @@ async fn what_finds_no_room_behind_a_slow_server_is_given_up_and_those_it_was_fo
     for n in 0..200_000 {
         match b.bus.publish(&numbered(room("r"), n)).now_or_never() {
             Some(Err(BusError::Full)) => given_up += 1,
-            Some(other) => panic!("{other:?}"),
-            None => {}
+            Some(Err(other)) => panic!("{other:?}"),
+            // It waits, or the machine took longer than a round trip between the two steps.
+            Some(Ok(())) | None => {}
         }
         if given_up > 10 {
             break;
@@ -90,11 +90,16 @@ async fn a_subscription_is_confirmed_however_late_and_everything_from_then_on_co
     let server = Server::start(&[]);
     let (proxy, config) = behind(&server).await;
     let (mut a, b) = (opened(&config).await, opened(&standalone(&server)).await);
-    proxy.set_round_trip(Duration::from_secs(1));
-    let mut confirmed = a.bus.subscribe(vec![room("r")]);
-    let early = timeout(Duration::from_millis(300), &mut confirmed).await;
-    assert!(early.is_err(), "it is not confirmed yet");
+    let round_trip = Duration::from_secs(1);
+    proxy.set_round_trip(round_trip);
+    let began = Instant::now();
+    let confirmed = a.bus.subscribe(vec![room("r")]);
     timeout(LIMIT, confirmed).await.unwrap().unwrap();
+    assert!(
+        began.elapsed() >= round_trip,
+        "the server has confirmed it: {:?}",
+        began.elapsed()
+    );
     proxy.set_round_trip(Duration::ZERO);
     b.publish(room("r"), 1).await;
     assert_eq!(a.number().await, 1);
