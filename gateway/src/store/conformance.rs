@@ -42,6 +42,18 @@ use crate::notification::NewActivity;
 use platform::{Platform, PolicyDefinition};
 use tokio_util::sync::CancellationToken;
 
+/// Waits until there is a value.
+async fn until<T>(what: &str, mut holds: impl AsyncFnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        if let Some(value) = holds().await {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "{what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 macro_rules! conformance {
     ($($name:ident),* $(,)?) => {
         mod sqlite {
