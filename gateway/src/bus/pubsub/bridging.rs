@@ -8,16 +8,15 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, ready};
-use redis::{PushInfo, PushKind};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::connect::unavailable;
+use super::connect::{Connector, unavailable};
 use super::lease;
 use super::nodes::Prefer;
 use super::presence::{self, Instance};
 use super::worker_lease::LeaseState;
-use super::{PubSubBus, ask, connector, publisher};
+use super::{PubSubBus, ask, publisher};
 use crate::bus::wire::{self, Bridged, Names};
 use crate::bus::{Answers, Ask, BusError, Interest};
 use crate::config;
@@ -166,27 +165,18 @@ pub(in crate::bus) async fn is_same_server(
     bus: &PubSubBus,
     config: &config::Redis,
 ) -> Result<bool, BusError> {
-    let connector = connector(config)?;
+    let connector = Connector::new(config)?;
     let token = format!("{:032x}", rand::random::<u128>());
     let received = Arc::new(Notify::new());
-    let push = {
-        let received = received.clone();
-        move |info: PushInfo| -> Result<(), ()> {
-            if info.kind == PushKind::Message {
-                received.notify_one();
-            }
-            Ok(())
-        }
-    };
-    let mut link = connector
-        .link(&Prefer::Any, Some(push))
-        .await
-        .map_err(|error| unavailable(&error))?;
+    let arrived = received.clone();
     let names = Names::new(&config.channel_prefix, &token);
-    link.connection
-        .subscribe(&names.ping)
-        .await
-        .map_err(|error| unavailable(&error))?;
+    let subscribed = async {
+        let (session, _) = connector.session(&Prefer::Any).await?;
+        let mut subscription = session.receive(false, move |_, _| arrived.notify_one());
+        subscription.subscribe(&[names.ping.clone()]).await?;
+        Ok(subscription)
+    };
+    let _subscription = subscribed.await.map_err(|error| unavailable(&error))?;
     let arrives = match bus
         .core
         .classic

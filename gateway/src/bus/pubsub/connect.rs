@@ -6,20 +6,20 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use redis::aio::{AsyncPushSender, ConnectionLike, MultiplexedConnection};
+use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::cluster::{ClusterClientBuilder, ClusterConfig};
 use redis::cluster_async::ClusterConnection;
 use redis::io::tcp::TcpSettings;
 use redis::{
-    AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind,
-    FromRedisValue, IntoConnectionInfo, ProtocolVersion, RedisConnectionInfo, RedisError,
-    RedisResult, TlsCertificates, TlsMode, Value,
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, FromRedisValue,
+    IntoConnectionInfo, ProtocolVersion, RedisConnectionInfo, RedisError, RedisResult, TlsMode,
+    Value,
 };
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::sign::CertifiedKey;
+use tokio::net::TcpStream;
 
 use super::nodes::{self, Address, Prefer, holds_slot, master_of, ordered};
+use super::subscription::{Session, Stream};
+use super::tls::Tls;
 use crate::bus::BusError;
 use crate::config::{self, RedisMode, SecretFile};
 
@@ -65,10 +65,7 @@ pub(super) struct Connector {
     username_file: SecretFile,
     password: SecretFile,
     sentinel_password: SecretFile,
-    tls: bool,
-    ca_file: Option<PathBuf>,
-    /// The certificate that the server asks for, and its key.
-    identity: Option<(PathBuf, SecretFile)>,
+    tls: Option<Tls>,
     timeout: Duration,
 }
 
@@ -85,9 +82,7 @@ impl Connector {
                 "redis.nodes names no host:port".into(),
             ));
         }
-        let ca_file =
-            (!config.tls.ca_file.as_os_str().is_empty()).then(|| config.tls.ca_file.clone());
-        let connector = Self {
+        Ok(Self {
             mode: config.mode,
             nodes,
             master: config.sentinel.master_name.clone(),
@@ -100,84 +95,14 @@ impl Connector {
             username_file: config.auth.username_file.clone(),
             password: config.auth.password_file.clone(),
             sentinel_password: config.sentinel.password_file.clone(),
-            tls: config.tls.enabled,
-            ca_file,
-            identity: config.tls.key_file.path().map(|_| {
-                let tls = &config.tls;
-                (tls.certificate_file.clone(), tls.key_file.clone())
-            }),
+            tls: Tls::new(&config.tls)?,
             timeout: Duration::from_millis(config.command_timeout_ms.max(1)),
-        };
-        connector.check_authorities()?;
-        connector.check_identity()?;
-        Ok(connector)
+        })
     }
 
     /// The user as its file is now.
     fn username(&self) -> std::io::Result<String> {
         config::read_username(&self.username, &self.username_file)
-    }
-
-    /// The same for the certificate that the server asks for, and its key.
-    fn check_identity(&self) -> Result<(), BusError> {
-        let Some((path, _)) = self.identity.as_ref().filter(|_| self.tls) else {
-            return Ok(());
-        };
-        let wrong = |text: &str| {
-            let path = path.display();
-            BusError::Misconfigured(format!(
-                "redis.tls.certificate_file {path} with redis.tls.key_file: {text}"
-            ))
-        };
-        let identity = self.identity().map_err(|error| wrong(&error.to_string()))?;
-        let Some(ClientTlsConfig {
-            client_cert,
-            client_key,
-        }) = identity
-        else {
-            return Ok(());
-        };
-        let chain: Vec<_> = CertificateDer::pem_slice_iter(&client_cert)
-            .collect::<Result<_, _>>()
-            .map_err(|_| wrong("the certificate is not PEM"))?;
-        let key = PrivateKeyDer::from_pem_slice(&client_key)
-            .map_err(|_| wrong("the key is not a PEM private key"))?;
-        let provider = rustls::crypto::ring::default_provider();
-        CertifiedKey::from_der(chain, key, &provider)
-            .map(drop)
-            .map_err(|error| wrong(&error.to_string()))
-    }
-
-    /// Reads the file of authorities once, so that one that cannot work is refused at the start.
-    fn check_authorities(&self) -> Result<(), BusError> {
-        let (true, Some(path)) = (self.tls, &self.ca_file) else {
-            return Ok(());
-        };
-        let wrong = |text: String| {
-            BusError::Misconfigured(format!("redis.tls.ca_file {}: {text}", path.display()))
-        };
-        let pem = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
-        let nowhere = ConnectionAddr::TcpTls {
-            host: "localhost".into(),
-            port: 1,
-            insecure: false,
-            tls_params: None,
-        };
-        if !pem.windows(27).any(|w| w == b"-----BEGIN CERTIFICATE-----") {
-            return Err(wrong("it holds no PEM certificate".into()));
-        }
-        let authorities = TlsCertificates {
-            client_tls: None,
-            root_cert: Some(pem),
-        };
-        Client::build_with_tls(
-            nowhere
-                .into_connection_info()
-                .map_err(|e| wrong(e.to_string()))?,
-            authorities,
-        )
-        .map_err(|error| wrong(error.to_string()))?;
-        Ok(())
     }
 
     /// Which kind of Redis.
@@ -192,11 +117,10 @@ impl Connector {
 
     /// The files whose change asks for new connections: what this gateway shows of itself.
     pub(super) fn login_files(&self) -> Vec<PathBuf> {
-        let identity = self.identity.as_ref().filter(|_| self.tls);
-        let identity = identity.map(|(certificate, key)| [Some(certificate.as_path()), key.path()]);
         let login = [self.username_file.path(), self.password.path()];
-        let files = login.into_iter().chain(identity.into_iter().flatten());
-        files.flatten().map(ToOwned::to_owned).collect()
+        let identity = self.tls.iter().flat_map(Tls::identity_files);
+        let files = login.into_iter().flatten().chain(identity);
+        files.map(ToOwned::to_owned).collect()
     }
 
     /// How long one answer may take.
@@ -209,65 +133,66 @@ impl Connector {
         self.mode != RedisMode::Cluster
     }
 
-    /// Connects to a node for publishing or subscribing. `push` is called with what is received.
-    pub(super) async fn link(
-        &self,
-        prefer: &Prefer,
-        push: Option<impl AsyncPushSender>,
-    ) -> RedisResult<Link> {
-        // Names, sentinels and clusters take several steps: the whole has a limit, not each of them alone.
-        match tokio::time::timeout(3 * self.timeout, self.link_unlimited(prefer, push)).await {
-            Ok(link) => link,
+    /// Connects to a node for publishing and for keys.
+    pub(super) async fn link(&self, prefer: &Prefer) -> RedisResult<Link> {
+        self.in_time(async {
+            let mut search = Search::new(self.mode);
+            for address in self.candidates(prefer).await? {
+                let made = self.made(self.client(&address)).await;
+                if let Some(connection) = search.judge(address, made) {
+                    return Ok(connection);
+                }
+            }
+            search.end()
+        })
+        .await
+        .map(|(connection, address)| Link {
+            connection,
+            address,
+        })
+    }
+
+    /// Connects to a node for subscribing.
+    pub(super) async fn session(&self, prefer: &Prefer) -> RedisResult<(Session, Address)> {
+        self.in_time(async {
+            let mut search = Search::new(self.mode);
+            for address in self.candidates(prefer).await? {
+                let made = self.made(self.log_in(&address)).await;
+                if let Some(session) = search.judge(address, made) {
+                    return Ok(session);
+                }
+            }
+            search.end()
+        })
+        .await
+    }
+
+    /// Names, sentinels and clusters take several steps: the whole has a limit, not each of them alone.
+    async fn in_time<T>(&self, steps: impl Future<Output = RedisResult<T>>) -> RedisResult<T> {
+        match tokio::time::timeout(3 * self.timeout, steps).await {
+            Ok(result) => result,
             Err(_) => Err(failed("connecting took too long")),
         }
     }
 
-    async fn link_unlimited(
-        &self,
-        prefer: &Prefer,
-        push: Option<impl AsyncPushSender>,
-    ) -> RedisResult<Link> {
-        let candidates = match self.mode {
+    /// The nodes to try, in order.
+    async fn candidates(&self, prefer: &Prefer) -> RedisResult<Vec<Address>> {
+        let nodes = match self.mode {
             RedisMode::Sentinel => vec![self.ask_sentinels().await?],
             RedisMode::Cluster => self.cluster_nodes(prefer).await?,
             _ => self.nodes.clone(),
         };
-        let push = push.map(std::sync::Arc::new);
-        let username = self.username()?;
-        let mut last = failed("no node is known");
-        let mut unfit = None;
-        for address in ordered(candidates, prefer) {
-            let mut config = self.async_config();
-            if let Some(push) = &push {
-                config = config.set_push_sender(push.clone());
-            }
-            match self
-                .connect(&address, &username, &self.password, self.database, config)
-                .await
-            {
-                Ok(mut connection) => match self.is_fit(&mut connection).await {
-                    Ok(()) => {
-                        return Ok(Link {
-                            connection,
-                            address,
-                        });
-                    }
-                    Err(error) => {
-                        last = error;
-                        unfit = unfit.or(Some(Link {
-                            connection,
-                            address,
-                        }));
-                    }
-                },
-                Err(error) => last = error,
-            }
-        }
-        match unfit {
-            // A cluster that lacks slots still hands messages from node to node.
-            Some(link) if self.mode == RedisMode::Cluster => Ok(link),
-            _ => Err(last),
-        }
+        Ok(ordered(nodes, prefer))
+    }
+
+    /// Makes a connection, and tells whether its node is fit.
+    async fn made<C: Ask>(
+        &self,
+        connecting: impl Future<Output = RedisResult<C>>,
+    ) -> RedisResult<(C, RedisResult<()>)> {
+        let mut connection = connecting.await?;
+        let is_fit = self.is_fit(&mut connection).await;
+        Ok((connection, is_fit))
     }
 
     /// Returns what key commands go through: `link` itself where one node holds all keys. A cluster is connected to in the background, so that publishing
@@ -293,8 +218,8 @@ impl Connector {
         if !username.is_empty() {
             builder = builder.username(&username);
         }
-        if self.tls {
-            builder = builder.tls(TlsMode::Secure).certs(self.certificates()?);
+        if let Some(tls) = &self.tls {
+            builder = builder.tls(TlsMode::Secure).certs(tls.certificates()?);
         }
         Ok(Keys::Cluster(
             builder
@@ -305,11 +230,11 @@ impl Connector {
 
     /// Refuses a replica that was a master, and a node that has lost its cluster while there is another: both take what is published and do not pass it
     /// on.
-    async fn is_fit(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
+    async fn is_fit(&self, connection: &mut impl Ask) -> RedisResult<()> {
         match self.mode {
             RedisMode::Sentinel => {
-                let role: Vec<Value> = redis::cmd("ROLE").query_async(connection).await?;
-                let role = role
+                let role = connection.ask(&redis::cmd("ROLE")).await?;
+                let role = redis::from_redis_value::<Vec<Value>>(role)?
                     .into_iter()
                     .next()
                     .map(redis::from_redis_value::<String>)
@@ -319,11 +244,9 @@ impl Connector {
                     .ok_or_else(|| failed("the sentinels name a server that is not master"))
             }
             RedisMode::Cluster => {
-                let info: String = redis::cmd("CLUSTER")
-                    .arg("INFO")
-                    .query_async(connection)
-                    .await?;
-                info.contains("cluster_state:ok")
+                let info = connection.ask(redis::cmd("CLUSTER").arg("INFO")).await?;
+                redis::from_redis_value::<String>(info)?
+                    .contains("cluster_state:ok")
                     .then_some(())
                     .ok_or_else(|| failed("the node reports that its cluster is not ok"))
             }
@@ -336,13 +259,7 @@ impl Connector {
         for sentinel in &self.nodes {
             let answer: RedisResult<Option<(String, u16)>> = async {
                 let mut connection = self
-                    .connect(
-                        sentinel,
-                        "",
-                        &self.sentinel_password,
-                        0,
-                        self.async_config(),
-                    )
+                    .connect(sentinel, "", &self.sentinel_password, 0)
                     .await?;
                 redis::cmd("SENTINEL")
                     .arg("GET-MASTER-ADDR-BY-NAME")
@@ -366,13 +283,7 @@ impl Connector {
         for seed in &self.nodes {
             let slots: RedisResult<Vec<Value>> = async {
                 let mut connection = self
-                    .connect(
-                        seed,
-                        &self.username()?,
-                        &self.password,
-                        0,
-                        self.async_config(),
-                    )
+                    .connect(seed, &self.username()?, &self.password, 0)
                     .await?;
                 redis::cmd("CLUSTER")
                     .arg("SLOTS")
@@ -407,13 +318,44 @@ impl Connector {
         Err(last)
     }
 
+    async fn client(&self, address: &Address) -> RedisResult<MultiplexedConnection> {
+        let username = self.username()?;
+        self.connect(address, &username, &self.password, self.database)
+            .await
+    }
+
+    /// Pub/Sub knows no database.
+    async fn log_in(&self, address: &Address) -> RedisResult<Session> {
+        let username = self.username()?;
+        let password = config::read_secret(&self.password)?;
+        let stream = tokio::time::timeout(self.timeout, self.stream(address)).await;
+        let stream = stream.map_err(|_| failed("connecting took too long"))??;
+        let password = password.as_ref().map(config::Secret::expose);
+        Session::log_in(stream, &username, password, self.timeout).await
+    }
+
+    async fn stream(&self, (host, port): &Address) -> std::io::Result<Box<dyn Stream>> {
+        let addresses = tokio::net::lookup_host((host.as_str(), *port)).await?;
+        let connecting: Vec<_> = addresses
+            .map(|to| Box::pin(TcpStream::connect(to)))
+            .collect();
+        if connecting.is_empty() {
+            return Err(std::io::Error::other("the name has no address"));
+        }
+        let (stream, _) = futures_util::future::select_ok(connecting).await?;
+        stream.set_nodelay(true)?;
+        Ok(match &self.tls {
+            Some(tls) => Box::new(tls.connect(host, stream).await?),
+            None => Box::new(stream),
+        })
+    }
+
     async fn connect(
         &self,
         address: &Address,
         username: &str,
         password: &SecretFile,
         database: i64,
-        config: AsyncConnectionConfig,
     ) -> RedisResult<MultiplexedConnection> {
         let password = config::read_secret(password)?;
         let info = self.info(
@@ -422,11 +364,13 @@ impl Connector {
             password.as_ref().map(config::Secret::expose),
             database,
         )?;
-        let client = if self.tls {
-            Client::build_with_tls(info, self.certificates()?)?
-        } else {
-            Client::open(info)?
+        let client = match &self.tls {
+            Some(tls) => Client::build_with_tls(info, tls.certificates()?)?,
+            None => Client::open(info)?,
         };
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(self.timeout))
+            .set_response_timeout(Some(self.timeout));
         client
             .get_multiplexed_async_connection_with_config(&config)
             .await
@@ -440,7 +384,7 @@ impl Connector {
         database: i64,
     ) -> RedisResult<ConnectionInfo> {
         let (host, port) = (host.clone(), *port);
-        let address = if self.tls {
+        let address = if self.tls.is_some() {
             ConnectionAddr::TcpTls {
                 host,
                 port,
@@ -466,34 +410,66 @@ impl Connector {
             .set_redis_settings(settings)
             .set_tcp_settings(TcpSettings::default().set_nodelay(true)))
     }
+}
 
-    fn async_config(&self) -> AsyncConnectionConfig {
-        AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(self.timeout))
-            .set_response_timeout(Some(self.timeout))
-    }
+/// A connection on which one command is answered.
+trait Ask {
+    fn ask(&mut self, command: &Cmd) -> impl Future<Output = RedisResult<Value>> + Send;
+}
 
-    /// The authorities and the certificate, as their files are now.
-    fn certificates(&self) -> RedisResult<TlsCertificates> {
-        Ok(TlsCertificates {
-            client_tls: self.identity()?,
-            root_cert: self.ca_file.as_ref().map(std::fs::read).transpose()?,
-        })
-    }
-
-    fn identity(&self) -> std::io::Result<Option<ClientTlsConfig>> {
-        let Some((certificate, key)) = &self.identity else {
-            return Ok(None);
-        };
-        let key = config::read_secret(key)?.unwrap_or_default();
-        Ok(Some(ClientTlsConfig {
-            client_cert: std::fs::read(certificate)?,
-            client_key: key.expose().into(),
-        }))
+impl Ask for MultiplexedConnection {
+    async fn ask(&mut self, command: &Cmd) -> RedisResult<Value> {
+        command.query_async(self).await
     }
 }
 
-fn failed(text: &'static str) -> RedisError {
+impl Ask for Session {
+    async fn ask(&mut self, command: &Cmd) -> RedisResult<Value> {
+        self.query(command).await
+    }
+}
+
+/// The search for a node that is fit.
+struct Search<C> {
+    mode: RedisMode,
+    last: RedisError,
+    unfit: Option<(C, Address)>,
+}
+
+impl<C> Search<C> {
+    fn new(mode: RedisMode) -> Self {
+        Self {
+            mode,
+            last: failed("no node is known"),
+            unfit: None,
+        }
+    }
+
+    /// Returns the connection if its node is fit.
+    fn judge(
+        &mut self,
+        address: Address,
+        made: RedisResult<(C, RedisResult<()>)>,
+    ) -> Option<(C, Address)> {
+        match made {
+            Ok((connection, Ok(()))) => return Some((connection, address)),
+            Ok((connection, Err(error))) => {
+                self.last = error;
+                self.unfit.get_or_insert((connection, address));
+            }
+            Err(error) => self.last = error,
+        }
+        None
+    }
+
+    /// Ends when no node is fit: a cluster that lacks slots still hands messages from node to node.
+    fn end(self) -> RedisResult<(C, Address)> {
+        let unfit = self.unfit.filter(|_| self.mode == RedisMode::Cluster);
+        unfit.ok_or(self.last)
+    }
+}
+
+pub(super) fn failed(text: &'static str) -> RedisError {
     RedisError::from((ErrorKind::Client, text))
 }
 

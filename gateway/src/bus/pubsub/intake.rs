@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
-use redis::{PushInfo, PushKind, Value};
 use serde::{Deserialize, Serialize};
 use signal_contract::Object;
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -134,21 +133,12 @@ impl Intake {
         })
     }
 
-    /// Takes a push of connection `generation`.
-    pub(super) fn receive(&self, generation: u64, push: PushInfo) {
-        if !matches!(push.kind, PushKind::Message | PushKind::SMessage) {
-            return;
-        }
-        let mut data = push.data.into_iter();
-        let (Some(Value::BulkString(channel)), Some(Value::BulkString(payload))) =
-            (data.next(), data.next())
-        else {
-            return;
-        };
+    /// Takes a message of connection `generation`.
+    pub(super) fn receive(&self, generation: u64, channel: &[u8], payload: &[u8]) {
         // Held over `take`, so that what was held during a handover and what comes after it cannot overtake each other.
         let mut current = self.current.lock();
         match &mut *current {
-            Current::One(one) if *one == generation => self.take(&channel, &payload),
+            Current::One(one) if *one == generation => self.take(channel, payload),
             Current::One(_) => {}
             Current::Handover(handover) => {
                 if self.receive_in_handover(handover, generation, channel, payload) {
@@ -163,27 +153,27 @@ impl Intake {
         &self,
         handover: &mut Handover,
         generation: u64,
-        channel: Vec<u8>,
-        payload: Vec<u8>,
+        channel: &[u8],
+        payload: &[u8],
     ) -> bool {
         let is_marker = channel == self.names.ping.as_bytes() && payload == handover.marker;
         if generation == handover.from {
             if is_marker {
                 handover.from_done = true;
             } else if !handover.from_done {
-                self.take(&channel, &payload);
+                self.take(channel, payload);
             }
         } else if generation == handover.to {
             if is_marker {
                 handover.to_started = true;
             } else if handover.to_started && handover.from_done {
-                self.take(&channel, &payload);
+                self.take(channel, payload);
             } else if handover.to_started {
                 handover.held_bytes += channel.len() + payload.len();
                 if handover.held_bytes > MAX_WAITING_BYTES {
                     self.drop_one();
                 } else {
-                    handover.held.push((channel, payload));
+                    handover.held.push((channel.to_vec(), payload.to_vec()));
                 }
             }
         }

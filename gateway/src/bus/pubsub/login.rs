@@ -3,13 +3,12 @@
 
 use std::sync::Arc;
 
-use redis::PushInfo;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::connect::unavailable;
+use super::connect::{Connector, unavailable};
 use super::nodes::Prefer;
-use super::{PubSubBus, PubSubCore, connector};
+use super::{PubSubBus, PubSubCore};
 use crate::bus::BusError;
 use crate::config;
 
@@ -20,9 +19,9 @@ impl PubSubBus {
     /// # Errors
     /// [`BusError`] when the new login does not work; the old one stays in use.
     pub(in crate::bus) async fn log_in(&self, config: &config::Redis) -> Result<(), BusError> {
-        let connector = connector(config)?;
+        let connector = Connector::new(config)?;
         connector
-            .link(&Prefer::Any, NO_PUSH)
+            .link(&Prefer::Any)
             .await
             .map_err(|error| unavailable(&error))?;
         let mut connected = self.core.connected.subscribe();
@@ -69,5 +68,3 @@ async fn changed(content: &mut Option<watch::Receiver<String>>) -> bool {
         None => std::future::pending().await,
     }
 }
-
-const NO_PUSH: Option<fn(PushInfo) -> Result<(), ()>> = None;

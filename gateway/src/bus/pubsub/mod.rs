@@ -2,12 +2,13 @@
 //!
 //! | module | does |
 //! |---|---|
-//! | `connect`, `nodes` | makes connections to whatever the mode names |
+//! | `connect`, `nodes`, `tls` | makes connections to whatever the mode names |
 //! | `feed` | the classic channels, and each segment of our own messages in a cluster: what belongs to one subscriber and one publisher |
 //! | `publisher` | one task, one connection for each feed: what goes out, in order; key commands share the connection of the classic one |
 //! | `losses` | whose messages were given up, until they are told |
 //! | `segments` | which feed a message and an interest belong to |
 //! | `subscriber` | one task, one connection for each feed: keeps every wanted channel confirmed, repairs itself |
+//! | `subscription` | such a connection: what is confirmed, and what comes in |
 //! | `intake`, `queue` | what is received: sorted, bounded, handed out |
 //! | `self_ping` | notices a subscriber that receives nothing |
 //! | `worker_lease`, `lease` | the worker number: the decisions, and the commands |
@@ -36,7 +37,9 @@ mod revocations;
 mod segments;
 mod self_ping;
 mod subscriber;
+mod subscription;
 mod tasks;
+mod tls;
 mod worker_lease;
 
 #[cfg(test)]
@@ -250,7 +253,7 @@ fn connect_timed(
     setup: &Setup,
     timing: Timing,
 ) -> Result<Connecting, BusError> {
-    let connector = connector(config)?;
+    let connector = Connector::new(config)?;
     let Setup {
         instance,
         name,
@@ -316,15 +319,6 @@ fn connect_timed(
         events,
         subscribed,
     })
-}
-
-/// Reads the settings of connections.
-fn connector(config: &config::Redis) -> Result<Connector, BusError> {
-    if config.tls.enabled {
-        // Fails where one is installed already: it is the same one.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-    }
-    Connector::new(config)
 }
 
 impl Connecting {

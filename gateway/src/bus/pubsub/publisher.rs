@@ -14,8 +14,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesOrdered;
-use redis::aio::AsyncPushSender;
-use redis::{PushInfo, RedisError, RedisResult};
+use redis::{RedisError, RedisResult};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -483,7 +482,7 @@ fn connect(core: Arc<PubSubCore>, feed: Arc<Feed>) -> BoxFuture<'static, (Link, 
         async move {
             let connector = core.connector();
             let other = feed.subscriber_address().map_or(Prefer::Any, Prefer::Other);
-            let mut link = connector.link(&feed.node(other), NO_PUSH).await?;
+            let mut link = connector.link(&feed.node(other)).await?;
             if feed.segment.is_none() {
                 let keys = connector.keys(&link)?;
                 return RedisResult::Ok((link, Some(keys)));
@@ -500,16 +499,6 @@ fn connect(core: Arc<PubSubCore>, feed: Arc<Feed>) -> BoxFuture<'static, (Link, 
     let what = "connecting to Redis for publishing";
     Box::pin(until_done(reconnect_backoff(), what, attempt))
 }
-
-struct NoPush;
-
-impl AsyncPushSender for NoPush {
-    fn send(&self, _info: PushInfo) -> Result<(), redis::aio::SendError> {
-        Ok(())
-    }
-}
-
-const NO_PUSH: Option<NoPush> = None;
 
 #[cfg(test)]
 mod tests {

@@ -9,17 +9,17 @@
 //! [`Intake::receive`]: super::intake::Intake::receive
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use redis::{Pipeline, PushInfo, PushKind, RedisResult, Value};
+use redis::RedisResult;
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
-use super::connect::{Link, unavailable};
+use super::connect::unavailable;
 use super::feed::Feed;
-use super::nodes::Prefer;
+use super::nodes::{Address, Prefer};
+use super::subscription::Subscription;
 use super::{PubSubCore, reconnect_backoff};
 use crate::bus::Interest;
 use crate::bus::interests::Waiter;
@@ -33,51 +33,9 @@ const MAX_STALL_DOUBLINGS: u32 = 5;
 
 /// A connection that receives what it subscribed to.
 struct Connection {
-    link: Link,
+    subscription: Subscription,
+    address: Address,
     generation: u64,
-    /// Cancelled when the connection is gone, or its segment.
-    gone: CancellationToken,
-    /// How many channels of a segment are being unsubscribed from.
-    leaving: Arc<AtomicUsize>,
-    is_sharded: bool,
-}
-
-impl Connection {
-    /// Ends when the server has confirmed each channel.
-    async fn subscribe(&mut self, channels: Vec<String>) -> RedisResult<()> {
-        if self.is_sharded {
-            return self.send_each("SSUBSCRIBE", channels).await;
-        }
-        self.link.connection.subscribe(channels).await
-    }
-
-    async fn unsubscribe(&mut self, channels: Vec<String>) -> RedisResult<()> {
-        if self.is_sharded {
-            self.leaving.fetch_add(channels.len(), Ordering::AcqRel);
-            return self.send_each("SUNSUBSCRIBE", channels).await;
-        }
-        self.link.connection.unsubscribe(channels).await
-    }
-
-    /// One command for each channel, in one write: the client takes one confirmation for the answer of one command.
-    async fn send_each(&mut self, command: &str, channels: Vec<String>) -> RedisResult<()> {
-        let mut pipeline = Pipeline::with_capacity(channels.len());
-        for channel in channels {
-            pipeline.cmd(command).arg(channel);
-        }
-        let confirmed: RedisResult<Vec<Value>> =
-            pipeline.query_async(&mut self.link.connection).await;
-        confirmed.map(drop)
-    }
-}
-
-/// Whether the server took a subscription back unasked: it does when the slot is another node's.
-fn is_taken_back(leaving: &AtomicUsize) -> bool {
-    leaving
-        .fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| {
-            left.checked_sub(1)
-        })
-        .is_err()
 }
 
 /// The state of the task.
@@ -130,8 +88,7 @@ impl Subscriber {
                     continue;
                 }
             };
-            self.feed
-                .set_subscriber(Some(connection.link.address.clone()));
+            self.feed.set_subscriber(Some(connection.address.clone()));
             // Whoever waits for the opening, or is told to sync, finds it counted.
             self.core.count_segments();
             match self.ready.take() {
@@ -173,37 +130,27 @@ impl Subscriber {
 
     async fn connect(&mut self, prefer: Prefer) -> RedisResult<Connection> {
         self.generation += 1;
-        let (generation, gone) = (self.generation, CancellationToken::new());
-        let leaving = Arc::<AtomicUsize>::default();
-        let push = {
-            let (intake, gone) = (self.feed.intake.clone(), gone.clone());
-            let leaving = Arc::clone(&leaving);
-            move |info: PushInfo| -> Result<(), ()> {
-                if info.kind == PushKind::Disconnection
-                    || (info.kind == PushKind::SUnsubscribe && is_taken_back(&leaving))
-                {
-                    gone.cancel();
-                } else {
-                    intake.receive(generation, info);
-                }
-                Ok(())
-            }
-        };
+        let generation = self.generation;
         let node = self.feed.node(prefer);
-        let link = self.core.connector().link(&node, Some(push)).await?;
+        let (session, address) = self.core.connector().session(&node).await?;
+        let intake = self.feed.intake.clone();
+        let subscription = session.receive(self.feed.segment.is_some(), move |channel, payload| {
+            intake.receive(generation, channel, payload);
+        });
         Ok(Connection {
-            link,
+            subscription,
+            address,
             generation,
-            gone,
-            leaving,
-            is_sharded: self.feed.segment.is_some(),
         })
     }
 
     /// Subscribes to everything that is wanted. From its end on, [`Interests::add`](crate::bus::interests::Interests::add) waits for confirmation again.
     async fn establish(&self, connection: &mut Connection) -> RedisResult<()> {
         let began = Instant::now();
-        connection.subscribe(self.feed.own_channels()).await?;
+        connection
+            .subscription
+            .subscribe(&self.feed.own_channels())
+            .await?;
         let (mut wanted, mut waiters) = self.feed.interests.lock().take_all();
         let mut count = 0;
         loop {
@@ -251,7 +198,7 @@ impl Subscriber {
                 .next_leave(self.core.timing.linger);
             tokio::select! {
                 biased;
-                () = connection.gone.cancelled() => return ResyncReason::BusReconnected,
+                () = connection.subscription.gone() => return ResyncReason::BusReconnected,
                 Ok(()) = self.login.changed() => handover_at = Some(Instant::now()),
                 () = until(handover_at), if handover_at.is_some() => {
                     match self.hand_over(&connection).await {
@@ -295,7 +242,7 @@ impl Subscriber {
         for chunk in left.chunks(CHUNK) {
             let unneeded = self.unneeded_channels(chunk);
             if !unneeded.is_empty() {
-                connection.unsubscribe(unneeded).await?;
+                connection.subscription.unsubscribe(&unneeded).await?;
             }
         }
         self.count();
@@ -310,7 +257,10 @@ impl Subscriber {
     ) -> RedisResult<()> {
         for chunk in interests.chunks(CHUNK) {
             // Ends when the server has sent its confirmation of each channel.
-            connection.subscribe(self.channels(chunk)).await?;
+            connection
+                .subscription
+                .subscribe(&self.channels(chunk))
+                .await?;
             self.feed.interests.lock().confirm(chunk);
         }
         self.count();
@@ -352,13 +302,16 @@ impl Subscriber {
 
     /// Makes a connection while `old` serves, subscribes to all on it, and hands over at a marker that both receive.
     async fn hand_over(&mut self, old: &Connection) -> RedisResult<Connection> {
-        let mut connection = self.connect(Prefer::Same(old.link.address.clone())).await?;
-        connection.subscribe(self.feed.own_channels()).await?;
+        let mut connection = self.connect(Prefer::Same(old.address.clone())).await?;
+        connection
+            .subscription
+            .subscribe(&self.feed.own_channels())
+            .await?;
         let (wanted, mut waiters) = self.feed.interests.lock().take_all();
         let subscribed = self.subscribe(&mut connection, &wanted).await;
         if subscribed.is_err() {
             // The old connection has not subscribed to what was new among them: replacing it is the simplest repair.
-            old.gone.cancel();
+            old.subscription.give_up();
             notify(std::mem::take(&mut waiters), &subscribed);
         }
         subscribed?;
@@ -382,11 +335,10 @@ impl Subscriber {
         // What is new among them is received from here on: before the marker only the old connection was listened to.
         notify(waiters, &Ok(()));
         // Two nodes do not receive the messages of other nodes in the same order: some may have come before the marker on one and after it on the other.
-        if !in_time || connection.link.address != old.link.address {
+        if !in_time || connection.address != old.address {
             self.feed.resync(ResyncReason::BusReconnected);
         }
-        self.feed
-            .set_subscriber(Some(connection.link.address.clone()));
+        self.feed.set_subscriber(Some(connection.address.clone()));
         tracing::info!(
             segment = self.segment(),
             "subscriber connection with the changed login is in use"

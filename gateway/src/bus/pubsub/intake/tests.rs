@@ -10,15 +10,18 @@ fn intake() -> (Arc<Intake>, Events, mpsc::Receiver<OpenQuestion>) {
     Intake::new(Names::new("", ME), ME.into(), Metrics::new())
 }
 
-fn message(channel: &str, payload: &str) -> PushInfo {
-    let bulk = |text: &str| Value::BulkString(text.as_bytes().to_vec());
-    PushInfo {
-        kind: PushKind::Message,
-        data: vec![bulk(channel), bulk(payload)],
-    }
+/// Channel and payload.
+type Message = (String, String);
+
+fn message(channel: &str, payload: &str) -> Message {
+    (channel.to_owned(), payload.to_owned())
 }
 
-fn published(n: usize) -> PushInfo {
+fn receive(intake: &Intake, generation: u64, (channel, payload): Message) {
+    intake.receive(generation, channel.as_bytes(), payload.as_bytes());
+}
+
+fn published(n: usize) -> Message {
     message(
         "ws:room:r",
         &format!(
@@ -62,15 +65,15 @@ fn a_handover_is_one_stream_without_gap_or_repeat_whichever_connection_is_faster
             if mix >> bit & 1 == 0 {
                 old.next()
                     .into_iter()
-                    .for_each(|push| intake.receive(1, push));
+                    .for_each(|push| receive(&intake, 1, push));
             } else {
                 new.next()
                     .into_iter()
-                    .for_each(|push| intake.receive(2, push));
+                    .for_each(|push| receive(&intake, 2, push));
             }
         }
-        old.for_each(|push| intake.receive(1, push));
-        new.for_each(|push| intake.receive(2, push));
+        old.for_each(|push| receive(&intake, 1, push));
+        new.for_each(|push| receive(&intake, 2, push));
         assert_eq!(drain(&mut events), ["1", "2", "3", "4", "5"], "{mix:b}");
     }
 }
@@ -79,8 +82,8 @@ fn a_handover_is_one_stream_without_gap_or_repeat_whichever_connection_is_faster
 fn only_the_connection_in_use_is_received_from() {
     let (intake, mut events, _questions) = intake();
     intake.switch_to(2);
-    intake.receive(1, published(1));
-    intake.receive(2, published(2));
+    receive(&intake, 1, published(1));
+    receive(&intake, 2, published(2));
     assert_eq!(drain(&mut events), ["2"]);
 }
 
@@ -89,7 +92,7 @@ async fn a_full_queue_drops_and_a_resync_follows_once_it_is_half_empty() {
     let (intake, mut events, _questions) = intake();
     intake.switch_to(1);
     for n in 0..MAX_WAITING + 10 {
-        intake.receive(1, published(n));
+        receive(&intake, 1, published(n));
     }
     for n in 0..MAX_WAITING {
         let Some(Received {
@@ -108,7 +111,7 @@ async fn a_full_queue_drops_and_a_resync_follows_once_it_is_half_empty() {
             ..
         })
     ));
-    intake.receive(1, published(7));
+    receive(&intake, 1, published(7));
     assert!(matches!(
         events.recv().await,
         Some(Received {
@@ -123,9 +126,9 @@ async fn events_end_behind_what_was_received_and_the_intake_notices_when_they_ar
 {
     let (intake, mut events, _questions) = intake();
     intake.switch_to(1);
-    intake.receive(1, published(1));
+    receive(&intake, 1, published(1));
     drop(intake.end_when_dropped());
-    intake.receive(1, published(2));
+    receive(&intake, 1, published(2));
     assert_eq!(drain(&mut events), ["1"]);
     assert!(events.recv().await.is_none() && events.recv().await.is_none());
     drop(events);
@@ -147,7 +150,7 @@ fn questions_are_bounded_and_garbage_among_them_is_dropped() {
         &format!(r#"{{"id":1,"from":"{ME}","ask":"list","query":[null,null,null,1]}}"#),
         &format!(r#"{{"id":1,"from":"{ME}","ask":"revoke","revocation":["17",null,1,2]}}"#),
     ] {
-        intake.receive(1, message(&channel, bad));
+        receive(&intake, 1, message(&channel, bad));
     }
     assert!(questions.try_recv().is_err());
     let question = Question {
@@ -159,7 +162,7 @@ fn questions_are_bounded_and_garbage_among_them_is_dropped() {
     };
     let payload = serde_json::to_string(&question).unwrap();
     for _ in 0..MAX_QUESTIONS + 1 {
-        intake.receive(1, message(&channel, &payload));
+        receive(&intake, 1, message(&channel, &payload));
     }
     assert_eq!(
         std::iter::from_fn(|| questions.try_recv().ok()).count(),

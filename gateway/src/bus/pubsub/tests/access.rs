@@ -205,13 +205,8 @@ async fn other_users_may_do_what_they_need_and_no_more(server: &Server, a: &mut 
 
 async fn connect(config: &config::Redis) -> redis::RedisResult<()> {
     let connector = Connector::new(config).unwrap();
-    connector
-        .link(
-            &nodes::Prefer::Any,
-            None::<fn(redis::PushInfo) -> Result<(), ()>>,
-        )
-        .await
-        .map(drop)
+    connector.link(&nodes::Prefer::Any).await?;
+    connector.session(&nodes::Prefer::Any).await.map(drop)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
