@@ -34,7 +34,7 @@ const NAME: &str = "name:";
 
 /// Longest payload that is read: the longest message that the settings allow, and room for the members around it. What is longer would fill the queues that
 /// all messages share.
-const MAX_PAYLOAD_BYTES: usize = MAX_MESSAGE_BYTES + (1 << 20);
+pub(super) const MAX_PAYLOAD_BYTES: usize = MAX_MESSAGE_BYTES + (1 << 20);
 
 /// The names of channels and keys, all behind one prefix.
 #[derive(Debug, Clone)]

@@ -7,7 +7,6 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Buf, BytesMut};
 use parking_lot::Mutex;
 use redis::{Cmd, RedisError, RedisResult, Value};
 use redis_protocol::resp3::decode::complete::decode_range;
@@ -19,9 +18,14 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::connect::failed;
+use crate::bus::wire::MAX_PAYLOAD_BYTES;
 
+/// Longest frame. A payload is refused, and said so, from a fourth of it on; what is longer costs the connection.
+const MAX_FRAME_BYTES: usize = 4 * MAX_PAYLOAD_BYTES;
 /// The least room for one read.
-const READ_BYTES: usize = 16 << 10;
+const READ_BYTES: usize = 64 << 10;
+/// Most room that is kept while nothing waits in it: a long message leaves it larger.
+const KEPT_BYTES: usize = 1 << 20;
 
 /// What a connection runs on: TCP, or TLS over it.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send + Sync {}
@@ -31,7 +35,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + Sync> Stream for S {}
 /// A connection before it subscribes: each command is answered in its turn.
 pub(super) struct Session {
     stream: Box<dyn Stream>,
-    buffer: BytesMut,
+    buffer: Vec<u8>,
     timeout: Duration,
 }
 
@@ -45,7 +49,7 @@ impl Session {
     ) -> RedisResult<Self> {
         let mut session = Self {
             stream,
-            buffer: BytesMut::new(),
+            buffer: Vec::new(),
             timeout,
         };
         let mut hello = redis::cmd("HELLO");
@@ -73,8 +77,9 @@ impl Session {
             self.stream.flush().await?;
             loop {
                 if let Some((_, length)) = frame(&self.buffer)? {
-                    let answer = self.buffer.split_to(length);
-                    return redis::parse_redis_value(&answer)?.extract_error();
+                    let answer = redis::parse_redis_value(&self.buffer[..length]);
+                    self.buffer.drain(..length);
+                    return answer?.extract_error();
                 }
                 read(&mut self.stream, &mut self.buffer).await?;
             }
@@ -188,7 +193,7 @@ impl Subscription {
 /// The reading end.
 struct Reader<R> {
     stream: ReadHalf<Box<dyn Stream>>,
-    buffer: BytesMut,
+    buffer: Vec<u8>,
     awaited: Arc<Mutex<Option<Awaited>>>,
     gone: CancellationToken,
     receive: R,
@@ -229,7 +234,11 @@ impl<R: FnMut(&[u8], &[u8])> Reader<R> {
                     None => {}
                 }
             }
-            self.buffer.advance(start);
+            // What is read next begins at the front, where the cache has it.
+            self.buffer.drain(..start);
+            if self.buffer.is_empty() {
+                self.buffer.shrink_to(KEPT_BYTES);
+            }
             read(&mut self.stream, &mut self.buffer).await?;
         }
     }
@@ -285,7 +294,10 @@ fn frame(bytes: &[u8]) -> RedisResult<Option<(RangeFrame, usize)>> {
     decode_range(bytes).map_err(|_| failed("Redis sent what is not RESP3"))
 }
 
-async fn read(stream: &mut (impl AsyncRead + Unpin), buffer: &mut BytesMut) -> RedisResult<()> {
+async fn read(stream: &mut (impl AsyncRead + Unpin), buffer: &mut Vec<u8>) -> RedisResult<()> {
+    if buffer.len() > MAX_FRAME_BYTES {
+        return Err(failed("Redis sent more than any message may be"));
+    }
     buffer.reserve(READ_BYTES);
     match stream.read_buf(buffer).await? {
         0 => Err(closed().into()),

@@ -168,6 +168,31 @@ async fn the_end_of_the_connection_and_what_is_no_resp3_are_noticed() {
 }
 
 #[tokio::test]
+async fn a_frame_that_does_not_end_costs_no_more_memory_than_any_may() {
+    let (subscription, mut messages, mut server) = subscription(false).await;
+    // The longest payload that is read passes.
+    let longest = "x".repeat(MAX_PAYLOAD_BYTES);
+    server
+        .write_all(message("a", &longest).as_bytes())
+        .await
+        .unwrap();
+    assert_eq!(messages.recv().await.unwrap().1.len(), longest.len());
+    let head = format!(">3\r\n$7\r\nmessage\r\n$1\r\na\r\n${}\r\n", 1 << 30);
+    server.write_all(head.as_bytes()).await.unwrap();
+    let endless = async {
+        let mut written = 0;
+        while written < 2 * MAX_FRAME_BYTES {
+            server.write_all(&[b'x'; 1 << 16]).await.unwrap();
+            written += 1 << 16;
+        }
+    };
+    tokio::select! {
+        () = subscription.gone() => {}
+        () = endless => panic!("it is still read"),
+    }
+}
+
+#[tokio::test]
 async fn a_subscription_of_a_segment_that_is_taken_back_ends_the_connection() {
     let (mut subscription, _messages, mut server) = subscription(true).await;
     let channels = ["{1}a".to_owned(), "{1}b".to_owned()];
