@@ -173,7 +173,9 @@ pub(in crate::bus) async fn is_same_server(
     let subscribed = async {
         let (session, _) = connector.session(&Prefer::Any).await?;
         let mut subscription = session.receive(false, move |_, _| arrived.notify_one());
-        subscription.subscribe(&[names.ping.clone()]).await?;
+        subscription
+            .subscribe(std::slice::from_ref(&names.ping))
+            .await?;
         Ok(subscription)
     };
     let _subscription = subscribed.await.map_err(|error| unavailable(&error))?;

@@ -220,18 +220,20 @@ impl<R: FnMut(&[u8], &[u8])> Reader<R> {
                     );
                     continue;
                 };
-                match push(&data, bytes) {
-                    Some((b"message" | b"smessage", channel, Some(payload))) => {
-                        (self.receive)(channel, payload);
+                let Some(push) = ChannelPush::new(&data, bytes) else {
+                    continue;
+                };
+                match (push.kind, push.payload) {
+                    (b"message" | b"smessage", Some(payload)) => {
+                        (self.receive)(push.channel, payload);
                     }
-                    Some((kind, ..)) => {
+                    (kind, _) => {
                         let is_awaited = confirm(&self.awaited, kind);
                         // The slot of the segment is another node's now.
                         if kind == b"sunsubscribe" && !is_awaited {
                             self.gone.cancel();
                         }
                     }
-                    None => {}
                 }
             }
             // What is read next begins at the front, where the cache has it.
@@ -244,23 +246,33 @@ impl<R: FnMut(&[u8], &[u8])> Reader<R> {
     }
 }
 
-/// Returns kind, channel and payload of a push about a channel.
-fn push<'b>(
-    data: &[RangeFrame],
-    bytes: &'b [u8],
-) -> Option<(&'b [u8], &'b [u8], Option<&'b [u8]>)> {
-    let text = |at: usize| match data.get(at) {
-        Some(
-            RangeFrame::BlobString {
-                data: (from, to), ..
-            }
-            | RangeFrame::SimpleString {
-                data: (from, to), ..
-            },
-        ) => bytes.get(*from..*to),
-        _ => None,
-    };
-    Some((text(0)?, text(1)?, text(2)))
+/// What the server says of a channel.
+struct ChannelPush<'b> {
+    kind: &'b [u8],
+    channel: &'b [u8],
+    /// Of a message; of a confirmation it is a number.
+    payload: Option<&'b [u8]>,
+}
+
+impl<'b> ChannelPush<'b> {
+    fn new(data: &[RangeFrame], bytes: &'b [u8]) -> Option<Self> {
+        let text = |at: usize| match data.get(at) {
+            Some(
+                RangeFrame::BlobString {
+                    data: (from, to), ..
+                }
+                | RangeFrame::SimpleString {
+                    data: (from, to), ..
+                },
+            ) => bytes.get(*from..*to),
+            _ => None,
+        };
+        Some(Self {
+            kind: text(0)?,
+            channel: text(1)?,
+            payload: text(2),
+        })
+    }
 }
 
 /// Takes the confirmation of one channel; `false` where none of that kind is awaited.
