@@ -296,12 +296,15 @@ pub fn decide(
     }))
 }
 
-/// When a failed migration is tried again, and when the canary passes or fails.
+/// When a failed migration is tried again, or one that has no pod is told, and when the canary passes or fails.
 fn due(migration: &Migration, desired: &Desired, observed: &Observed) -> Vec<Due> {
     let spec = &observed.cluster.spec;
     let migration = match migration {
         Migration::Failed { again_at, .. } if migration.tried_again(spec).is_some() => {
             Some((*again_at, DueReason::Migration))
+        }
+        Migration::Pending { job } => {
+            objects::without_pods_until(observed, job).map(|at| (at, DueReason::Migration))
         }
         _ => None,
     };

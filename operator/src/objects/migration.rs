@@ -27,6 +27,8 @@ const MIGRATE: &str = "migrate";
 /// How long a failed Job is kept for inspection before it is created again. Its cause may be gone by then: a database that was down, a right that was
 /// missing.
 const AGAIN_AFTER: TimeDelta = TimeDelta::minutes(1);
+/// How long a Job may have no pod: its controller makes it at once, if it may.
+const FIRST_POD_WITHIN: TimeDelta = TimeDelta::seconds(10);
 
 /// How far the schema is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -250,6 +252,19 @@ pub(super) fn job(
 pub(super) fn is_there(job: &Job, observed: &Observed) -> bool {
     let name = job.metadata.name.as_deref();
     name.is_some_and(|name| has(observed, name))
+}
+
+/// Until when the Job of this name may have no pod; `None` where it has or had one, or has not begun.
+pub fn without_pods_until(observed: &Observed, name: &str) -> Option<DateTime<Utc>> {
+    let mut jobs = observed.jobs.iter();
+    let job = jobs.find(|job| job.metadata.name.as_deref() == Some(name))?;
+    let status = job.status.as_ref()?;
+    let pods = [status.active, status.succeeded, status.failed];
+    if pods.into_iter().flatten().any(|pods| pods > 0) {
+        return None;
+    }
+    let began = status.start_time.as_ref().map(from_k8s)?;
+    Some(began + FIRST_POD_WITHIN)
 }
 
 fn has(observed: &Observed, name: &str) -> bool {

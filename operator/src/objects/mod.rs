@@ -38,7 +38,7 @@ pub use bounds::beyond_bounds;
 pub use config_map::{GATEWAY_TOML, JWKS_JSON, LIVE_TOML, gateway_toml, live_toml, revision};
 pub use credentials::ADMIN_TOKEN;
 pub use deployment::{STOP_MARGIN_SECS, grace_period};
-pub use migration::{Migrated, Migration, job_name, migration};
+pub use migration::{Migrated, Migration, job_name, migration, without_pods_until};
 pub use revisions::{Held, canary_of, revision_name};
 
 use crate::names::{Children, RECORD, labels};

@@ -59,7 +59,7 @@ pub enum DueReason {
     SigningKey,
     /// A drain ends, finished or not.
     Drain,
-    /// A failed migration is tried again.
+    /// A failed migration is tried again, or one that has no pod is told.
     Migration,
     /// A canary was good for its soak, or not good until its deadline.
     Canary,

@@ -1,5 +1,6 @@
 //! Condition Degraded: the first thing that is wrong and that waiting alone may not fix.
 
+use chrono::{DateTime, Utc};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use super::conditions::{ConditionType as Type, Finding, State};
@@ -17,12 +18,13 @@ pub(super) fn degraded(
     observed: &Observed,
     plan: &ClusterPlan,
     failures: &[ApplyFailure],
+    now: DateTime<Utc>,
 ) -> Finding {
     let wrong = record_unreadable(plan)
         .or_else(|| first(failures, Concern::Service))
         .or_else(|| failed_canary(plan))
         .or_else(|| stuck_rollout(observed, plan))
-        .or_else(|| failed_migration(observed, plan))
+        .or_else(|| failed_migration(observed, plan, now))
         .or_else(|| pods::wrong(observed, |pod| plan.facts().rollout.is_newest(pod)))
         .or_else(|| refused_configuration(observed, plan))
         .or_else(|| late_acknowledgement(plan));
@@ -68,16 +70,21 @@ fn stuck_rollout(observed: &Observed, plan: &ClusterPlan) -> Option<(ConditionRe
     ))
 }
 
-fn failed_migration(observed: &Observed, plan: &ClusterPlan) -> Option<(ConditionReason, String)> {
+fn failed_migration(
+    observed: &Observed,
+    plan: &ClusterPlan,
+    now: DateTime<Utc>,
+) -> Option<(ConditionReason, String)> {
     let message = match &plan.planned()?.migration {
         Migration::Failed { job, message, .. } => {
-            let why = pods::wrong_with_migration(observed).map(|(_, why)| format!("; {why}"));
+            let why =
+                pods::wrong_with_migration(observed, job, now).map(|(_, why)| format!("; {why}"));
             let why = why.unwrap_or_default();
             format!("Job {job} failed, pods of the old image stay: {message}{why}")
         }
         // The next attempt proves nothing yet: without this, an alert with a waiting time would never fire.
         Migration::Pending { job } => {
-            if let Some((reason, why)) = pods::wrong_with_migration(observed) {
+            if let Some((reason, why)) = pods::wrong_with_migration(observed, job, now) {
                 let message = format!("Job {job} does not get on: {why}");
                 return Some((reason, message));
             }

@@ -51,7 +51,7 @@ pub fn findings(
             "every Secret and ConfigMap that the spec names is usable",
         ),
         available(observed),
-        degraded(observed, plan, failures),
+        degraded(observed, plan, failures, now),
         exposed(observed, failures),
         monitored(observed, failures),
         redis(observed, now),
@@ -60,7 +60,7 @@ pub fn findings(
         limited(observed, plan),
     ];
     if let Some(planned) = plan.planned() {
-        all.push(progressing(observed, planned));
+        all.push(progressing(observed, planned, now));
         all.push(database(spec, &planned.migration));
         all.push(rotation(planned));
         all.push(update_pending(planned));
@@ -149,13 +149,14 @@ fn available(observed: &Observed) -> Finding {
     }
 }
 
-fn progressing(observed: &Observed, plan: &PlannedCluster) -> Finding {
+fn progressing(observed: &Observed, plan: &PlannedCluster, now: DateTime<Utc>) -> Finding {
     let mut found = progress(observed, plan);
-    let wrong = match found.reason {
-        ConditionReason::Settled => None,
-        ConditionReason::MigrationRunning | ConditionReason::MigrationFailed => {
-            pods::wrong_with_migration(observed)
-        }
+    let wrong = match (found.reason, &plan.migration) {
+        (ConditionReason::Settled, _) => None,
+        (
+            ConditionReason::MigrationRunning | ConditionReason::MigrationFailed,
+            Migration::Pending { job } | Migration::Failed { job, .. },
+        ) => pods::wrong_with_migration(observed, job, now),
         _ => pods::wrong(observed, |pod| plan.facts.rollout.is_newest(pod)),
     };
     if let Some((_, why)) = wrong {

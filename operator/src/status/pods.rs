@@ -1,5 +1,8 @@
 //! What keeps pods from serving, by their names: for the conditions Progressing and Degraded. Bounded, and never with a value of a Secret.
 
+use chrono::{DateTime, Utc};
+
+use crate::objects::without_pods_until;
 use crate::observe::fleet::{Pod, PodProblem, PodProblemKind};
 use crate::observe::observed::Observed;
 use crate::reasons::ConditionReason;
@@ -35,11 +38,22 @@ pub(super) fn wrong(
     list(observed, &named.collect::<Vec<_>>()).or_else(|| not_created(observed))
 }
 
-/// The same of the pods of migration Jobs.
-pub(super) fn wrong_with_migration(observed: &Observed) -> Option<(ConditionReason, String)> {
+/// The same of the pods of migration Jobs, and of this one where it has none. Its controller tells why in Events alone, which the operator may not read.
+pub(super) fn wrong_with_migration(
+    observed: &Observed,
+    job: &str,
+    now: DateTime<Utc>,
+) -> Option<(ConditionReason, String)> {
     let pods = observed.migration_pods.iter();
     let pods: Vec<_> = pods.map(|(name, problem)| (&**name, problem)).collect();
-    list(observed, &pods)
+    let without_pods = || {
+        let is_late = without_pods_until(observed, job).is_some_and(|until| until <= now);
+        is_late.then(|| {
+            let why = "no pod of it can be created, by a quota, a LimitRange, a policy or a webhook; the Events of the Job say which";
+            (ConditionReason::ReplicaFailure, why.to_owned())
+        })
+    };
+    list(observed, &pods).or_else(without_pods)
 }
 
 /// Quotas, limits and webhooks keep a ReplicaSet from creating pods.

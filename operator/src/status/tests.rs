@@ -5,6 +5,7 @@ mod recorded;
 use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentCondition, DeploymentStatus};
+use k8s_openapi::api::batch::v1::{Job, JobStatus};
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 use signal_crds::data::Migrations;
@@ -15,6 +16,7 @@ use crate::fixture::example;
 use crate::observe::fleet::{PodProblem, PodProblemKind};
 use crate::observe::observed::PodRevision;
 use crate::observe::resources::SERVICE;
+use crate::plan::DueReason;
 use crate::reasons::ConditionReason;
 use signal_contract::{
     ConnectionCounts, KafkaReport, KeySourceReport, RedisMode, RedisReport, SourceState,
@@ -482,4 +484,49 @@ fn a_migration_that_does_not_get_on_is_told_by_its_pod() {
         );
     }
     assert_eq!(said(&status, "Degraded"), ("True", "CrashLoopBackOff"));
+}
+
+#[test]
+fn a_migration_whose_pods_nobody_lets_be_created_is_told_after_a_while() {
+    let mut observed = example("production");
+    let plan = |observed: &Observed| {
+        decide(
+            observed,
+            &mut ClusterMemory::default(),
+            None,
+            &mut StdRng::seed_from_u64(7),
+            at(0),
+        )
+    };
+    let migration = plan(&observed).planned().unwrap().desired.migration.clone();
+    let mut job = migration.unwrap();
+    let with = |job: &mut Job, began: i64, active: i32| {
+        job.status = Some(JobStatus {
+            start_time: Some(to_k8s(at(began))),
+            active: Some(active),
+            ..JobStatus::default()
+        });
+    };
+    with(&mut job, -9, 0);
+    observed.jobs = vec![job.clone()];
+    let status = look(&observed, &[]);
+    assert_eq!(said(&status, "Degraded"), ("False", "AsExpected"));
+    let due: Vec<_> = plan(&observed).due().map(|due| (due.at, due.why)).collect();
+    assert!(due.contains(&(at(1), DueReason::Migration)), "{due:?}");
+
+    with(&mut job, -10, 0);
+    observed.jobs = vec![job.clone()];
+    let status = look(&observed, &[]);
+    assert_eq!(said(&status, "Degraded"), ("True", "ReplicaFailure"));
+    for kind in ["Degraded", "Progressing"] {
+        let told = message(&status, kind);
+        assert!(
+            told.ends_with("no pod of it can be created, by a quota, a LimitRange, a policy or a webhook; the Events of the Job say which"),
+            "{told}"
+        );
+    }
+    with(&mut job, -10, 1);
+    observed.jobs = vec![job];
+    let status = look(&observed, &[]);
+    assert_eq!(said(&status, "Degraded"), ("False", "AsExpected"));
 }
