@@ -262,7 +262,7 @@ pub fn decide(
         desired.keep_live_config(observed);
     }
     desired.inherit(&observed.cluster.spec.inherited_metadata);
-    step.restart(valid.restarted_at.as_deref());
+    step.restart();
     let pods = step.pods(memory, Some(&mut desired));
     let migration = match objects::migration(&valid, observed) {
         Migration::Pending { .. } if desired.awaits_approval() => Migration::AwaitsApproval,

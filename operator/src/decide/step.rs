@@ -122,7 +122,9 @@ impl Step<'_> {
     }
 
     /// Says that a person asked for a restart, as long as the Deployment does not have it.
-    pub(super) fn restart(&mut self, asked: Option<&str>) {
+    pub(super) fn restart(&mut self) {
+        let annotations = self.observed.cluster.metadata.annotations.as_ref();
+        let asked = annotations.and_then(|all| all.get(RESTARTED_AT));
         let (Some(asked), Some(deployment)) = (asked, &self.observed.deployment) else {
             return;
         };

@@ -36,7 +36,9 @@ use serde::de::DeserializeOwned;
 use signal_crds::{SignalCluster, SignalClusterSpec};
 use tokio::sync::watch;
 
-use crate::names::{self, Children, INSTANCE_LABEL, MANAGED_BY_LABEL, MANAGER, TEMPLATE_HASH};
+use crate::names::{
+    self, Children, INSTANCE_LABEL, MANAGED_BY_LABEL, MANAGER, RESTARTED_AT, TEMPLATE_HASH,
+};
 use crate::observe::definition::{names_replicas, read_cluster};
 use crate::observe::fleet::{Fleet, Pod, PodProblem};
 use crate::observe::observed::{
@@ -458,7 +460,9 @@ impl Scope<'_> {
 
 fn revision(set: &ReplicaSet) -> PodRevision {
     let (spec, status) = (set.spec.as_ref(), set.status.as_ref());
-    let template = spec.and_then(|spec| spec.template.as_ref()?.spec.as_ref());
+    let template = spec.and_then(|spec| spec.template.as_ref());
+    let annotations = template.and_then(|it| it.metadata.as_ref()?.annotations.as_ref());
+    let template = template.and_then(|template| template.spec.as_ref());
     let conditions = status.and_then(|status| status.conditions.as_ref());
     let failure = conditions
         .into_iter()
@@ -481,5 +485,6 @@ fn revision(set: &ReplicaSet) -> PodRevision {
             .unwrap_or_default(),
         mounts: template.map(Mounts::of).unwrap_or_default(),
         failure: failure.map(|failure| failure.message.clone().unwrap_or_default()),
+        restarted_at: annotations.and_then(|all| all.get(RESTARTED_AT).cloned()),
     }
 }

@@ -77,6 +77,8 @@ pub struct PodRevision {
     pub mounts: Mounts,
     /// Why it cannot create a pod, as its controller says.
     pub failure: Option<String>,
+    /// The restart that its pods came by, if any.
+    pub restarted_at: Option<String>,
 }
 
 impl Observed {

@@ -58,7 +58,7 @@ pub struct ValidCluster {
     pub sources: Vec<(String, SourceDefinition)>,
     /// Redis.
     pub redis: Option<RecordedRedis>,
-    /// What the annotation says that asks for a restart.
+    /// The restart that was asked for last.
     pub restarted_at: Option<String>,
     /// The revision of a pod template that a person approves.
     pub approved_revision: Option<String>,
@@ -163,13 +163,28 @@ pub fn validate(observed: &Observed) -> Result<ValidCluster, Vec<Problem>> {
         files,
         sources,
         redis,
-        restarted_at: cluster.annotations().get(RESTARTED_AT).cloned(),
+        restarted_at: restarted_at(observed),
         approved_revision: cluster.annotations().get(APPROVE_ROLLOUT).cloned(),
         locales,
         public_from,
         admin_from,
         extra_metrics,
     })
+}
+
+/// The restart that pods have, or that a person asks for. Without the annotation they keep the one that they had: a tool may take away what is not in its
+/// manifest, and that restarts nobody. While the pods of a restart still come, taking the annotation away takes it back.
+fn restarted_at(observed: &Observed) -> Option<String> {
+    if let Some(asked) = observed.cluster.annotations().get(RESTARTED_AT) {
+        return Some(asked.clone());
+    }
+    let active = observed.revisions.iter().filter(|it| it.is_active());
+    if let Some(oldest) = active.min_by_key(|it| it.created) {
+        return oldest.restarted_at.clone();
+    }
+    let spec = observed.deployment.as_ref()?.spec.as_ref()?;
+    let annotations = spec.template.metadata.as_ref()?.annotations.as_ref()?;
+    annotations.get(RESTARTED_AT).cloned()
 }
 
 struct Resolved {

@@ -7,6 +7,7 @@ use signal_crds::Duration;
 
 use super::*;
 use crate::fixture::{EXAMPLES, changed, example, observed};
+use crate::observe::observed::PodRevision;
 
 /// The only problem.
 fn problem(observed: &Observed) -> Problem {
@@ -482,4 +483,39 @@ fn inherited_names_that_kubernetes_would_refuse_or_that_are_taken_are_refused() 
     }
     // `notk8s.io` is somebody's own domain.
     validate(&with("notk8s.io/x", "x")).unwrap();
+}
+
+#[test]
+fn a_restart_stays_when_its_annotation_goes_and_is_taken_back_while_its_pods_come() {
+    let restarted_at = |observed: &Observed| validate(observed).unwrap().restarted_at;
+    let of = |text: Option<&str>, created: i64| PodRevision {
+        pods: 1,
+        created: chrono::DateTime::from_timestamp(created, 0).unwrap(),
+        restarted_at: text.map(str::to_owned),
+        ..PodRevision::default()
+    };
+    let mut observed = changed("minimal", |_| {});
+    assert_eq!(restarted_at(&observed), None);
+    observed.revisions = vec![of(Some("one"), 1)];
+    assert_eq!(restarted_at(&observed).as_deref(), Some("one"));
+    // One of a past rollout has no pod any more.
+    observed.revisions.push(PodRevision {
+        pods: 0,
+        ..of(None, 0)
+    });
+    assert_eq!(restarted_at(&observed).as_deref(), Some("one"));
+    // The pods of another restart still come: without its annotation they need not.
+    observed.revisions.push(of(Some("two"), 2));
+    assert_eq!(restarted_at(&observed).as_deref(), Some("one"));
+    observed.revisions.remove(0);
+    assert_eq!(restarted_at(&observed).as_deref(), Some("two"));
+    // Without a pod the Deployment tells.
+    observed.revisions.clear();
+    let deployment = serde_json::json!({"spec": {"selector": {}, "template": {"metadata": {"annotations": {RESTARTED_AT: "three"}}}}});
+    observed.deployment = Some(serde_json::from_value(deployment).unwrap());
+    assert_eq!(restarted_at(&observed).as_deref(), Some("three"));
+    let cluster = Arc::make_mut(&mut observed.cluster);
+    let annotations = cluster.metadata.annotations.get_or_insert_default();
+    annotations.insert(RESTARTED_AT.into(), "four".into());
+    assert_eq!(restarted_at(&observed).as_deref(), Some("four"));
 }
