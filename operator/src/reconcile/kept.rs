@@ -75,6 +75,8 @@ impl Kept {
         let kinds = context.reader.kinds.borrow().of(namespace);
         metadata.uid == cluster.metadata.uid
             && metadata.generation == cluster.metadata.generation
+            // Somebody else has written the status, or the watch is behind.
+            && metadata.resource_version == cluster.metadata.resource_version
             && cluster.metadata.deletion_timestamp.is_none()
             && kinds == self.observed.kinds
             && Instant::now() < self.until

@@ -146,6 +146,23 @@ async fn a_cluster_at_rest_costs_no_request_and_every_change_is_still_seen() {
     })
     .await;
 
+    // Somebody writes the status: it is right again, though nothing else has changed.
+    until_at_rest(&stage, &controller, &mut simulated).await;
+    let api = stage.api::<SignalCluster>();
+    let forged = json!({"status": {"readyReplicas": 77, "conditions": []}});
+    api.patch_status("edge", &merge, &Patch::Merge(&forged))
+        .await
+        .unwrap();
+    until(
+        "a status of somebody else is put right",
+        LIMIT,
+        async || {
+            let status = api.get("edge").await.unwrap().status.unwrap();
+            status.ready_replicas == 2 && is_settled(&stage).await
+        },
+    )
+    .await;
+
     // A pod is gone that no poll would miss at once.
     until_at_rest(&stage, &controller, &mut simulated).await;
     set_spec(&stage, (3, FIRST)).await;
