@@ -87,6 +87,28 @@ impl Children {
             redirect_route: format!("{name}-redirect"),
         }
     }
+
+    /// Whether the operator gives an object this name, of whatever kind and content.
+    pub fn include(&self, object: &str) -> bool {
+        let fixed = [
+            &self.name,
+            &self.admin_service,
+            &self.static_prefix,
+            &self.live_config,
+            &self.credentials,
+            &self.signing_keys,
+            &self.redirect_route,
+        ];
+        let is_hash = |rest: &str| {
+            let digits = rest.strip_prefix('-').unwrap_or_default();
+            !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_hexdigit())
+        };
+        let by_content = [self.static_prefix.clone(), format!("{}-migrate", self.name)];
+        fixed.into_iter().any(|name| name == object)
+            || by_content
+                .iter()
+                .any(|prefix| object.strip_prefix(&**prefix).is_some_and(is_hash))
+    }
 }
 
 /// The Deployment's selector of pods; never changes.
@@ -117,4 +139,37 @@ pub fn staying_selector(name: &str) -> String {
     // kubectl cannot read `!=` in the selector of a scale subresource.
     parts.push(format!("!{DRAINING}"));
     parts.join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_the_operator_gives_are_told_from_those_of_copies() {
+        let children = Children::of("edge");
+        for name in [
+            "edge",
+            "edge-admin",
+            "edge-live",
+            "edge-credentials",
+            "edge-signing-keys",
+            "edge-redirect",
+            "edge-static",
+            "edge-static-17d36cb135",
+            "edge-migrate-593d33e0",
+        ] {
+            assert!(children.include(name), "{name}");
+        }
+        for name in [
+            "edge-signing-keys-backup",
+            "edge-signing-keys-2026",
+            "edge-static-17d36cb135-old",
+            "edge-static-",
+            "edge-migrate-before",
+            "other",
+        ] {
+            assert!(!children.include(name), "{name}");
+        }
+    }
 }

@@ -17,11 +17,11 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::act::writer::{ServerChanges, WriteError, Writer};
-use crate::names::APPLIED;
+use crate::names::{APPLIED, INSTANCE_LABEL, MANAGED_BY_LABEL, MANAGER};
 use crate::objects::Desired;
 use crate::objects::compare::{differences, hash};
 use crate::observe::observed::Observed;
-use crate::observe::owner::{Owner, controller};
+use crate::observe::owner::{Owner, controller, is_labelled};
 use crate::observe::resources::{DEPLOYMENT, JOB, Owned};
 
 /// What a reconcile wants to exist.
@@ -528,14 +528,17 @@ async fn apply_one(
     })
 }
 
-/// An object that stays as it is, with its owner: a backup may have been restored without owners, and what has none is not deleted with the SignalCluster.
+/// An object that stays as it is, with its owner and the labels by which it is listed: a backup may have been restored without owners, and what has none is
+/// not deleted with the SignalCluster. One that is not listed would look as if it did not exist.
 async fn adopt(
     kind: Owned,
     found: DynamicObject,
     owner: &Owner,
     writer: &Writer,
 ) -> Result<AppliedObject, ApplyError> {
-    if controller(&found.metadata).is_some() {
+    let has_owner = controller(&found.metadata).is_some();
+    let is_listed = is_labelled(&found.metadata, &owner.name);
+    if has_owner && is_listed {
         return Ok(AppliedObject {
             kind,
             object: found,
@@ -546,11 +549,14 @@ async fn adopt(
     let api: Api<DynamicObject> =
         Api::namespaced_with(writer.client().clone(), &owner.namespace, &kind.resource());
     let mut owners = found.metadata.owner_references.clone().unwrap_or_default();
-    owners.push(owner.reference());
+    if !has_owner {
+        owners.push(owner.reference());
+    }
     let patch = serde_json::json!({"metadata": {
         "uid": found.metadata.uid,
         "resourceVersion": found.metadata.resource_version,
         "ownerReferences": owners,
+        "labels": {MANAGED_BY_LABEL: MANAGER, INSTANCE_LABEL: owner.name},
     }});
     let params = Writer::patch_params();
     let request = async { api.patch(&name, &params, &Patch::Merge(&patch)).await };

@@ -161,10 +161,26 @@ pub async fn observe(reader: &Reader, cluster: &SignalCluster) -> Result<Observe
     let catalogs = or_unread(catalogs, &mut unread);
     let mut autoscalers = autoscalers.unwrap_or_else(|error| scope.without(AUTOSCALER, &error));
     let children = Children::of(&scope.owner.name);
-    let deployment = take(&mut deployments, &children.name);
-    let live_config = take(&mut config_maps, &children.live_config);
-    let credentials = take(&mut secrets, &children.credentials);
-    let signing_keys = take(&mut secrets, &children.signing_keys);
+    let deployment = scope
+        .named(DEPLOYMENT, &mut deployments, &children.name)
+        .await?;
+    let live_config = scope
+        .named(CONFIG_MAP, &mut config_maps, &children.live_config)
+        .await;
+    let live_config = or_unread(live_config, &mut unread);
+    let credentials = scope
+        .named(SECRET, &mut secrets, &children.credentials)
+        .await;
+    let credentials = or_unread(credentials, &mut unread);
+    let signing_keys = match cluster.spec.jwks.managed {
+        Some(_) => {
+            scope
+                .named(SECRET, &mut secrets, &children.signing_keys)
+                .await
+        }
+        None => Ok(take(&mut secrets, &children.signing_keys)),
+    };
+    let signing_keys = or_unread(signing_keys, &mut unread);
     let hpa = take(&mut autoscalers, &children.name);
     // What pods mount, of every revision, and names that this version does not use.
     let rest = bare(DEPLOYMENT, &deployments)
@@ -275,6 +291,33 @@ impl Scope<'_> {
             .iter_mut()
             .for_each(|object| object.meta_mut().managed_fields = None);
         Ok(objects)
+    }
+
+    /// The object of this name, from the list or by its name. What is only planned from may not look absent because somebody changed its labels: it would
+    /// be made again, without the keys, the token or the number of pods that only it holds.
+    async fn named<K>(
+        &self,
+        kind: Owned,
+        listed: &mut Vec<K>,
+        name: &str,
+    ) -> Result<Option<K>, ObserveError>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + DeserializeOwned
+            + std::fmt::Debug,
+    {
+        if let Some(found) = take(listed, name) {
+            return Ok(Some(found));
+        }
+        let api: Api<K> = Api::namespaced(self.client.clone(), &self.owner.namespace);
+        let found = read(format!("{} {name}", kind.kind), api.get_opt(name)).await?;
+        Ok(found
+            .filter(|found| self.owner.owns(found.meta()))
+            .map(|mut found| {
+                found.meta_mut().managed_fields = None;
+                found
+            }))
     }
 
     /// Goes on without the objects of a kind that only `apply` needs: it reads each by name, and prunes none.

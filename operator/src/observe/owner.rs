@@ -4,7 +4,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference}
 use kube::Resource as _;
 use signal_crds::SignalCluster;
 
-use crate::names::{INSTANCE_LABEL, MANAGED_BY_LABEL, MANAGER};
+use crate::names::{Children, INSTANCE_LABEL, MANAGED_BY_LABEL, MANAGER};
 use crate::observe::observed::Observed;
 
 /// Whose objects are applied.
@@ -41,15 +41,14 @@ impl Owner {
         }
     }
 
-    /// Whether an object belongs to this SignalCluster: it has the owner reference; or it has the labels and no owner, as after a deletion that
-    /// orphaned its objects, or from a backup that was restored without owners.
+    /// Whether an object belongs to this SignalCluster: it has the owner reference; or it has a name that the operator gives, the labels and no owner, as after a
+    /// deletion that orphaned its objects, or from a backup that was restored without owners. A copy that a person keeps under another name is theirs.
     pub fn owns(&self, metadata: &ObjectMeta) -> bool {
         match controller(metadata) {
             Some(owner) => owner.uid == self.uid,
             None => {
-                let labels = metadata.labels.as_ref();
-                let instance = labels.and_then(|labels| labels.get(INSTANCE_LABEL));
-                is_managed(metadata) && instance == Some(&self.name)
+                let name = metadata.name.as_deref().unwrap_or_default();
+                is_labelled(metadata, &self.name) && Children::of(&self.name).include(name)
             }
         }
     }
@@ -60,6 +59,13 @@ pub(crate) fn is_managed(metadata: &ObjectMeta) -> bool {
     let labels = metadata.labels.as_ref();
     let manager = labels.and_then(|labels| labels.get(MANAGED_BY_LABEL));
     manager.is_some_and(|manager| manager == MANAGER)
+}
+
+/// Whether an object has the labels by which those of this SignalCluster are listed.
+pub(crate) fn is_labelled(metadata: &ObjectMeta, name: &str) -> bool {
+    let labels = metadata.labels.as_ref();
+    let instance = labels.and_then(|labels| labels.get(INSTANCE_LABEL));
+    is_managed(metadata) && instance.is_some_and(|instance| instance == name)
 }
 
 /// The controlling owner of an object.

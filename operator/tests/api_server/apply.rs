@@ -5,7 +5,8 @@ use std::time::Duration;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service, ServiceAccount};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::core::DynamicObject;
 use kube::{Resource as _, ResourceExt as _};
@@ -466,8 +467,22 @@ async fn what_a_backup_restored_without_owners_is_adopted_or_pruned() {
         };
         assert_eq!((&owner.uid, owner.controller), (&uid, Some(true)));
     }
-    let again = harness.bring(&cluster, wanted).await.unwrap();
+    let again = harness.bring(&cluster, wanted.clone()).await.unwrap();
     assert_eq!(again.writes(), 0);
+
+    // A copy that a person keeps has the labels of what it is a copy of.
+    let secrets = stage.api::<Secret>();
+    let mut copy = secrets.get("edge-credentials").await.unwrap();
+    copy.metadata = ObjectMeta {
+        name: Some("edge-credentials-backup".into()),
+        labels: copy.metadata.labels,
+        ..ObjectMeta::default()
+    };
+    secrets.create(&PostParams::default(), &copy).await.unwrap();
+    let again = harness.bring(&cluster, wanted).await.unwrap();
+    assert_eq!(again.writes(), 0, "{:?}", again.pruned);
+    let copy = secrets.get("edge-credentials-backup").await.unwrap();
+    assert!(copy.owner_references().is_empty());
 }
 
 #[tokio::test]
@@ -491,6 +506,26 @@ async fn a_job_is_made_once_and_never_changed() {
     assert_eq!(
         (again.writes(), again.get::<Job>("edge-migrate-1").is_some()),
         (0, true)
+    );
+    // Without its labels it is not listed, so nobody would see it complete.
+    let patch = json!({"metadata": {"labels": null}});
+    let jobs = stage.api::<Job>();
+    jobs.patch(
+        "edge-migrate-1",
+        &PatchParams::default(),
+        &Patch::Merge(patch),
+    )
+    .await
+    .unwrap();
+    assert!(harness.look(&cluster).await.jobs.is_empty());
+    harness.bring(&cluster, job("a:2")).await.unwrap();
+    let [found] = &harness.look(&cluster).await.jobs[..] else {
+        panic!("it is not listed")
+    };
+    let pod = &found.spec.as_ref().unwrap().template.spec;
+    assert_eq!(
+        pod.as_ref().unwrap().containers[0].image.as_deref(),
+        Some("a:1")
     );
 }
 

@@ -17,6 +17,7 @@ mod gitops;
 mod killed;
 #[path = "../../../crds/tests/charts/kstatus.rs"]
 mod kstatus;
+mod labels;
 mod leadership;
 mod log;
 mod many;
