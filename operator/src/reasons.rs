@@ -84,6 +84,10 @@ reasons! {
         AsExpected,
         /// An object of the same name belongs to someone else.
         NameOccupied,
+        /// Somebody changes an object each time that the operator writes it.
+        ObjectContested,
+        /// An object is being deleted and does not go.
+        ObjectTerminating,
         /// The API server refuses an object.
         ApplyRefused,
         /// The API server, or a webhook that it calls, failed while an object was applied.

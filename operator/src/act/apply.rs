@@ -9,6 +9,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Api, DeleteParams, Patch, Preconditions};
 use kube::core::DynamicObject;
 use kube::{Resource, ResourceExt as _};
@@ -19,10 +20,13 @@ use serde_json::Value;
 use crate::act::writer::{ServerChanges, WriteError, Writer};
 use crate::names::{APPLIED, INSTANCE_LABEL, MANAGED_BY_LABEL, MANAGER};
 use crate::objects::Desired;
-use crate::objects::compare::{differences, hash};
+use crate::objects::compare::{Difference, differences, hash};
 use crate::observe::observed::Observed;
 use crate::observe::owner::{Owner, controller, is_labelled};
 use crate::observe::resources::{DEPLOYMENT, JOB, Owned};
+
+/// Most fields that a message names.
+const NAMED: usize = 3;
 
 /// What a reconcile wants to exist.
 #[derive(Debug, Clone)]
@@ -93,12 +97,28 @@ pub enum ApplyError {
         owner: String,
     },
     /// The object, or the earlier SignalCluster of the same name that owns it, is being deleted; it passes.
-    #[error("{kind} {name} is still being deleted")]
+    #[error("{kind} {name} is still being deleted: {waits_for}")]
     Leaving {
         /// Kind of the object.
         kind: &'static str,
         /// Its name.
         name: String,
+        /// Who has to act first.
+        waits_for: String,
+        /// Since when; `None`: nobody has begun to delete it.
+        since: Option<Time>,
+    },
+    /// Somebody changes the object again and again.
+    #[error(
+        "{kind} {name} is changed each time that it is written, so it is written less often: {fields}"
+    )]
+    Contested {
+        /// Kind of the object.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+        /// Fields that are not as they were written.
+        fields: String,
     },
     /// The operator makes no objects of this kind.
     #[error("the operator makes no objects of kind {0}")]
@@ -372,7 +392,9 @@ impl<'a> Application<'a> {
                 break;
             };
             let found = self.take(&wanted);
-            if self.applied.failed.is_empty() {
+            // One that somebody else changes is there, so that others may need it.
+            let mut failed = self.applied.failed.iter();
+            if failed.all(|it| matches!(it.error, ApplyError::Contested { .. })) {
                 self.bring(wanted, found).await?;
             } else {
                 self.keep(wanted.kind(), found);
@@ -436,9 +458,15 @@ impl<'a> Application<'a> {
             }
             return Ok(());
         };
+        let kept = found.clone();
         match apply_one(kind, *object, found, self.owner, self.writer).await {
             Ok(object) => self.applied.objects.push(object),
-            Err(error) => self.fail(kind, error)?,
+            Err(error) => {
+                if matches!(error, ApplyError::Contested { .. }) {
+                    self.keep(kind, kept);
+                }
+                self.fail(kind, error)?;
+            }
         }
         Ok(())
     }
@@ -467,13 +495,14 @@ async fn apply_one(
         Some(found) => Some(found),
         None => by_name(kind, &api, &name, owner).await?,
     };
-    if found
-        .as_ref()
-        .is_some_and(|found| found.metadata.deletion_timestamp.is_some())
-    {
+    let since = found.as_ref().map(|found| &found.metadata);
+    let since = since.and_then(|metadata| metadata.deletion_timestamp.as_ref());
+    if let (Some(found), Some(since)) = (&found, since) {
         return Err(ApplyError::Leaving {
             kind: kind.kind,
             name,
+            waits_for: waits_for(found),
+            since: Some(since.clone()),
         });
     }
     let hash = hash(&serde_json::to_value(&object)?);
@@ -499,6 +528,13 @@ async fn apply_one(
                 written: false,
             });
         }
+        if !writer.may_repeat(&key, &hash) {
+            return Err(ApplyError::Contested {
+                kind: kind.kind,
+                name,
+                fields: named(&differences(&content, &serde_json::to_value(&found)?)),
+            });
+        }
         object.metadata.resource_version = found.metadata.resource_version;
     }
     // Without a version the object does not exist yet; if someone creates it at the same time, their fields are kept.
@@ -509,6 +545,9 @@ async fn apply_one(
     };
     let mut returned = writer.write("apply", kind.kind, &name, request).await?;
     returned.metadata.managed_fields = None;
+    if force {
+        writer.count_repeat(&key, &hash);
+    }
     let left = differences(&content, &serde_json::to_value(&returned)?);
     if !left.is_empty() {
         tracing::debug!(kind = kind.kind, name, paths = ?left.iter().map(|difference| &difference.path).collect::<Vec<_>>(), "the API server changes fields of the applied object");
@@ -569,6 +608,20 @@ async fn adopt(
     })
 }
 
+/// The first few fields, without their values.
+fn named(differences: &[Difference]) -> String {
+    let paths = differences.iter().map(|difference| &*difference.path);
+    paths.take(NAMED).collect::<Vec<_>>().join(", ")
+}
+
+/// What keeps an object that is to go.
+fn waits_for(found: &DynamicObject) -> String {
+    match found.finalizers() {
+        [] => "the garbage collector has not deleted it yet".to_owned(),
+        finalizers => format!("it waits for its finalizers {}", finalizers.join(", ")),
+    }
+}
+
 /// Reads an object by name before it is created: it may exist although it was not among the observed ones.
 async fn by_name(
     kind: Owned,
@@ -593,6 +646,8 @@ async fn by_name(
             ApplyError::Leaving {
                 kind: kind.kind,
                 name: name.to_owned(),
+                waits_for: waits_for(&found),
+                since: found.metadata.deletion_timestamp.clone(),
             }
         }
         Some(other) => ApplyError::Occupied {

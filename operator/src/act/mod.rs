@@ -6,4 +6,5 @@ pub mod apply;
 pub mod events;
 pub mod fence;
 pub mod orders;
+mod repeats;
 pub mod writer;

@@ -7,8 +7,10 @@ use std::time::Duration;
 use kube::Client;
 use kube::api::{Patch, PatchParams};
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use crate::act::fence::Fence;
+use crate::act::repeats::Repeats;
 use crate::metrics::{Metrics, WriteLabel};
 use crate::names::MANAGER;
 use crate::objects::compare::Difference;
@@ -63,6 +65,7 @@ pub struct Writer {
     fence: Fence,
     metrics: Metrics,
     server_changes: Mutex<HashMap<Key, ServerChanges>>,
+    repeats: Mutex<Repeats>,
 }
 
 impl Writer {
@@ -73,6 +76,7 @@ impl Writer {
             fence,
             metrics,
             server_changes: Mutex::default(),
+            repeats: Mutex::default(),
         }
     }
 
@@ -173,8 +177,31 @@ impl Writer {
         }
     }
 
+    /// Whether an object may be applied with this content now: who changes it back at once would otherwise be answered as fast as the API server is.
+    pub(crate) fn may_repeat(&self, key: &Key, hash: &str) -> bool {
+        self.repeats.lock().may(key, hash, Instant::now())
+    }
+
+    /// An object that was there was applied with this content.
+    pub(crate) fn count_repeat(&self, key: &Key, hash: &str) {
+        self.repeats.lock().count(key, hash, Instant::now());
+    }
+
+    /// Drops what is known of one object.
     pub(crate) fn forget(&self, key: &Key) {
         self.server_changes.lock().remove(key);
+        self.repeats.lock().retain(|known| known != key);
+    }
+
+    /// Drops what is known of the objects of a SignalCluster, whose names begin with its own. Those of another whose name begins so are dropped as well: each
+    /// may be written once more.
+    pub(crate) fn forget_cluster(&self, namespace: &str, name: &str) {
+        let is_of_it = |(_, of, child): &Key| {
+            let rest = child.strip_prefix(name);
+            of == namespace && rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+        };
+        self.server_changes.lock().retain(|key, _| !is_of_it(key));
+        self.repeats.lock().retain(|key| !is_of_it(key));
     }
 }
 

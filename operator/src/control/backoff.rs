@@ -21,7 +21,7 @@ pub enum ErrorClass {
     Refused,
     /// Another process may hold the lease.
     NotHeld,
-    /// An object of that name belongs to someone else, or is still being deleted.
+    /// An object of that name belongs to someone else, is changed by them, or is still being deleted.
     InTheWay,
 }
 
@@ -49,9 +49,11 @@ impl ErrorClass {
                 WriteError::Api { source, .. } => Self::of_api(source),
                 WriteError::TimedOut { .. } => Self::Busy,
             },
-            Error::Apply(ApplyError::Occupied { .. } | ApplyError::Leaving { .. }) => {
-                Self::InTheWay
-            }
+            Error::Apply(
+                ApplyError::Occupied { .. }
+                | ApplyError::Leaving { .. }
+                | ApplyError::Contested { .. },
+            ) => Self::InTheWay,
             Error::InPart { source, .. } => Self::of(source),
             Error::Apply(ApplyError::UnknownKind(_) | ApplyError::Shape(_)) => Self::Refused,
         }

@@ -188,6 +188,8 @@ impl Context {
             signalcluster_namespace: cluster.namespace.clone().unwrap_or_default(),
             signalcluster: cluster.name.clone(),
         });
+        let namespace = cluster.namespace.as_deref().unwrap_or_default();
+        self.writer.forget_cluster(namespace, &cluster.name);
         self.spoils.forget(cluster);
         self.failures.lock().remove(cluster);
     }

@@ -6,6 +6,7 @@ mod look;
 pub mod spoils;
 pub(crate) mod unreadable;
 
+use chrono::{DateTime, TimeDelta, Utc};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -29,14 +30,17 @@ use crate::observe::observed::Observed;
 use crate::observe::owner::Owner;
 use crate::observe::resources::{HTTP_ROUTE, INGRESS, SECRET, SERVICE};
 use crate::observe::{ObserveError, observe};
-use crate::plan::EventKind;
-use crate::reasons::ConditionReason;
+use crate::plan::{EventKind, PlanEvent};
+use crate::reasons::{ConditionReason, EventReason};
 use crate::reconcile::context::{Context, Error, label};
 use crate::reconcile::kept::Kept;
 use crate::reconcile::look::Look;
 use crate::status::conditions::ConditionType;
 use crate::status::{ApplyFailure, Difference, difference, status};
-use crate::time::now;
+use crate::time::{from_k8s, now};
+
+/// An object that is being deleted is mostly gone sooner, and nobody needs to hear of it.
+const LEAVES_WITHIN: TimeDelta = TimeDelta::seconds(10);
 
 /// Brings one SignalCluster a step closer to its spec. Where nothing of it has changed, pods alone are asked.
 ///
@@ -84,10 +88,13 @@ async fn whole(context: &Context, cluster: &SignalCluster) -> Result<Action, Err
     }
     observed.update(std::mem::take(&mut done.exposure));
     // The status says also what could not be applied or ordered.
-    let failures: Vec<ApplyFailure> = done.failed.iter().filter_map(failure).collect();
+    let failures = done.failed.iter();
+    let failures: Vec<ApplyFailure> = failures
+        .filter_map(|failed| failure(failed, &observed, look.now))
+        .collect();
     let status = status(&observed, &plan, &failures, look.now);
     if !observed.cluster.spec.paused {
-        publish_events(context, &observed, &plan).await;
+        publish_events(context, &observed, &plan, &done).await;
     }
     publish_conditions(context, &observed, &status.conditions).await;
     let differs = difference(observed.cluster.status.as_ref(), &status);
@@ -156,6 +163,23 @@ impl Done {
     /// Whether anything changed by it, or should have changed.
     fn did_something(&self) -> bool {
         self.wrote || self.order.is_some() || !self.failed.is_empty()
+    }
+
+    /// Whether what an Event of this reason tells was carried out. Stages and keys are in the objects of the gateways.
+    fn has_happened(&self, reason: EventReason) -> bool {
+        match reason {
+            // They tell what was seen.
+            EventReason::AcknowledgementTimedOut | EventReason::SigningKeysDamaged => true,
+            EventReason::DrainStarted
+            | EventReason::DrainCancelled
+            | EventReason::DrainDeadlineExceeded
+            | EventReason::ScaledOut
+            | EventReason::ScaledIn => self.order.is_none(),
+            _ => !self.failed.iter().any(|it| {
+                let is_there = matches!(it.error, ApplyError::Contested { .. });
+                it.kind.is_of_gateways() && !is_there
+            }),
+        }
     }
 
     /// What decides about the next attempt: orders come first, because people wait for them.
@@ -290,7 +314,7 @@ fn names_managed_keys(live: &k8s_openapi::api::core::v1::ConfigMap) -> bool {
 }
 
 /// The failure for the conditions; `None` for what passes by itself.
-fn failure(failed: &FailedObject) -> Option<ApplyFailure> {
+fn failure(failed: &FailedObject, observed: &Observed, now: DateTime<Utc>) -> Option<ApplyFailure> {
     let answer = match &failed.error {
         ApplyError::Write(write) => write.api(),
         _ => None,
@@ -303,9 +327,18 @@ fn failure(failed: &FailedObject) -> Option<ApplyFailure> {
         ApplyError::Write(write) if write.is_conflict() => return None,
         ApplyError::Write(write) => answered(write, write.api())?,
         error @ ApplyError::Read { source, .. } => answered(error, Some(source))?,
-        ApplyError::Leaving { .. } | ApplyError::UnknownKind(_) | ApplyError::Shape(_) => {
-            return None;
+        error @ ApplyError::Leaving { since, .. } => {
+            let created = observed.cluster.metadata.creation_timestamp.as_ref();
+            let since = since.as_ref().or(created).map(from_k8s);
+            if since.is_some_and(|since| now - since < LEAVES_WITHIN) {
+                return None;
+            }
+            (ConditionReason::ObjectTerminating, error.to_string())
         }
+        error @ ApplyError::Contested { .. } => {
+            (ConditionReason::ObjectContested, error.to_string())
+        }
+        ApplyError::UnknownKind(_) | ApplyError::Shape(_) => return None,
     };
     Some(ApplyFailure {
         kind: failed.kind,
@@ -334,12 +367,18 @@ fn answered(
     })
 }
 
-/// Publishes the events of a plan; one that it repeats while it waits is published once.
-async fn publish_events(context: &Context, observed: &Observed, plan: &ClusterPlan) {
+/// Publishes the events of a plan; one that it repeats while it waits is published once. What could not be carried out has not happened: the next plan says
+/// it again.
+async fn publish_events(context: &Context, observed: &Observed, plan: &ClusterPlan, done: &Done) {
+    let events = plan.facts().events.iter();
+    let happened: Vec<PlanEvent> = events
+        .filter(|event| done.has_happened(event.reason))
+        .cloned()
+        .collect();
     let fresh = context
         .remembered(&observed.cluster)
         .lock()
-        .unpublished(&plan.facts().events);
+        .unpublished(&happened);
     for event in &fresh {
         let kind = match event.kind {
             EventKind::Normal => EventType::Normal,
@@ -494,7 +533,6 @@ fn null_removed_members(old: &serde_json::Value, new: &mut serde_json::Value) {
 
 #[cfg(test)]
 mod tests {
-    use chrono::DateTime;
     use k8s_openapi::api::core::v1::ConfigMap;
     use rand::SeedableRng as _;
     use rand::rngs::StdRng;
@@ -519,6 +557,66 @@ mod tests {
             DateTime::UNIX_EPOCH,
         );
         crate::status::status(&observed, &plan, &[], DateTime::UNIX_EPOCH).conditions
+    }
+
+    #[test]
+    fn an_object_that_does_not_go_is_said_after_a_while() {
+        let mut observed = crate::fixture::example("minimal");
+        let begun = DateTime::UNIX_EPOCH;
+        let cluster = std::sync::Arc::make_mut(&mut observed.cluster);
+        cluster.metadata.creation_timestamp = Some(crate::time::to_k8s(begun));
+        let later = begun + TimeDelta::hours(1);
+        for (since, begun) in [(None, begun), (Some(crate::time::to_k8s(later)), later)] {
+            let failed = FailedObject {
+                kind: SERVICE,
+                error: ApplyError::Leaving {
+                    kind: SERVICE.kind,
+                    name: "edge".into(),
+                    waits_for: "it waits for its finalizers example.com/hold".into(),
+                    since,
+                },
+            };
+            let said = |secs| failure(&failed, &observed, begun + TimeDelta::seconds(secs));
+            assert_eq!(said(9), None);
+            let said = said(10).unwrap();
+            assert_eq!(
+                (said.reason, said.is_final, &*said.message),
+                (
+                    ConditionReason::ObjectTerminating,
+                    false,
+                    "Service edge is still being deleted: it waits for its finalizers example.com/hold"
+                )
+            );
+        }
+    }
+
+    #[test]
+    fn what_could_not_be_carried_out_has_not_happened() {
+        use EventReason as E;
+        let refused = |kind| Done {
+            failed: vec![FailedObject {
+                kind,
+                error: ApplyError::UnknownKind(String::new()),
+            }],
+            ..Done::default()
+        };
+        let order = Done {
+            order: Some(WriteError::NotHeld),
+            ..Done::default()
+        };
+        let config = crate::observe::resources::CONFIG_MAP;
+        for (done, reason, happened) in [
+            (&Done::default(), E::SigningKeyActivated, true),
+            (&refused(config), E::SigningKeyActivated, false),
+            (&refused(config), E::SourceTrusted, false),
+            (&refused(config), E::SigningKeysDamaged, true),
+            (&refused(config), E::ScaledOut, true),
+            (&refused(INGRESS), E::SourceTrusted, true),
+            (&order, E::ScaledOut, false),
+            (&order, E::SourceTrusted, true),
+        ] {
+            assert_eq!(done.has_happened(reason), happened, "{reason:?}");
+        }
     }
 
     #[test]

@@ -312,6 +312,47 @@ async fn what_someone_changed_is_put_back_and_what_someone_added_stays() {
 }
 
 #[tokio::test]
+async fn an_object_that_is_changed_back_each_time_is_not_fought_over() {
+    let Some(stage) =
+        Stage::new("an_object_that_is_changed_back_each_time_is_not_fought_over").await
+    else {
+        return;
+    };
+    let cluster = stage.cluster("edge").await;
+    let harness = Harness::of(&stage).await;
+    harness.bring(&cluster, everything(&cluster)).await.unwrap();
+    let accounts = stage.api::<ServiceAccount>();
+    let patch = json!({"automountServiceAccountToken": true});
+    let mut writes = 0;
+    let error = loop {
+        accounts
+            .patch("edge", &PatchParams::default(), &Patch::Merge(&patch))
+            .await
+            .unwrap();
+        match harness.bring(&cluster, everything(&cluster)).await {
+            Ok(applied) => writes += applied.writes(),
+            Err(error) => break error,
+        }
+        assert!(writes < 20, "it goes on for ever");
+    };
+    assert_eq!(writes, 4);
+    assert!(matches!(error, ApplyError::Contested { .. }), "{error}");
+    assert!(
+        error
+            .to_string()
+            .ends_with(": /automountServiceAccountToken"),
+        "{error}"
+    );
+    // What comes after it is applied all the same.
+    let mut others = everything(&cluster);
+    let config = json!({"data": {"live.toml": "a = 2\n"}});
+    others[2] = wanted(&cluster, ("v1", "ConfigMap"), "edge-live", config);
+    harness.bring(&cluster, others).await.unwrap_err();
+    let live = stage.api::<ConfigMap>().get("edge-live").await.unwrap();
+    assert_eq!(live.data.unwrap()["live.toml"], "a = 2\n");
+}
+
+#[tokio::test]
 async fn a_field_that_is_wanted_no_longer_goes() {
     let Some(stage) = Stage::new("a_field_that_is_wanted_no_longer_goes").await else {
         return;
@@ -667,6 +708,8 @@ async fn a_signal_cluster_created_again_waits_for_the_objects_of_the_one_before(
         .await
         .unwrap_err();
     assert!(matches!(error, ApplyError::Leaving { .. }), "{error}");
+    let waits = "is still being deleted: the garbage collector has not deleted it yet";
+    assert!(error.to_string().ends_with(waits), "{error}");
     // A deletion that leaves its objects behind takes their owner references away: then they are taken on.
     let patch = json!({"metadata": {"ownerReferences": null}});
     stage
