@@ -220,6 +220,29 @@ async fn a_listed_proxy_must_say_for_whom_it_asks_and_others_may_not() {
     assert!(head.is_none_or(|head| head.status == 400));
 }
 
+/// protocol.md 1.9: a peer that ends its socket within the header loses that socket, and holds nobody up.
+#[tokio::test]
+async fn a_header_that_ends_early_closes_its_socket_and_nothing_else() {
+    let stage = Stage::with(|settings| {
+        settings
+            .set("workers.shards", 1)
+            .live("proxy_protocol_from", vec!["127.0.9.1/32"])
+    })
+    .await;
+    let address = stage.gateway.address();
+    let header = proxied([192, 0, 2, 7]);
+    for cut in [1, 6, 12, 16, 20, header.len() - 1] {
+        let mut raw = Raw::connect_from(stranger(1), address).await;
+        raw.send(&header[..cut]).await;
+        // So that the gateway waits for the rest before it learns that there is none.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        raw.end_sending().await;
+        // Long before the time for a head.
+        raw.expect_end(Duration::from_secs(5)).await;
+    }
+    Raw::connect(address).await.send_upgrade(address).await;
+}
+
 /// protocol.md 1.9.
 #[tokio::test]
 async fn what_one_network_may_have_is_counted_for_the_client_that_the_proxy_names() {

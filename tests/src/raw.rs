@@ -179,6 +179,11 @@ impl Raw {
         let _ = self.stream.set_zero_linger();
     }
 
+    /// Ends what this side sends; it still reads.
+    pub async fn end_sending(&mut self) {
+        let _ = within("end", self.stream.shutdown()).await;
+    }
+
     /// Connects with a receive buffer of about this many bytes, so that not reading is soon felt by the sender.
     ///
     /// # Panics

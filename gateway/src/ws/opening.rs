@@ -101,7 +101,7 @@ impl Opening {
         let Some(watched) = watched else { return };
         let header = async {
             loop {
-                watched.readable().await?;
+                let ready = watched.ready(Interest::READABLE).await?;
                 let proxied = watched.try_io(Interest::READABLE, || {
                     match proxied::take(&stream)? {
                         // What has come stays in the socket: only more of it makes it readable again.
@@ -110,7 +110,12 @@ impl Opening {
                     }
                 });
                 match proxied {
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        // A socket that the peer has ended stays readable, with what it held then: no more will come, and this loop would not pause.
+                        if ready.is_read_closed() {
+                            return Ok(Proxied::Refused(Fault::Ended));
+                        }
+                    }
                     proxied => return proxied,
                 }
             }
