@@ -82,6 +82,25 @@ async fn a_slow_reader_is_closed_with_4008_and_slows_nobody() {
     fast.expect("still here").await;
 }
 
+/// protocol.md 1.7 and 8.2: a client may send more at once than there may be answers that wait. It reads, so it is not slow.
+#[tokio::test]
+async fn whoever_reads_is_answered_however_much_it_sends_at_once() {
+    // The settings are those that everybody has: 2,048 frames at once, 1,024 that wait.
+    let stage = Stage::new().await;
+    let invalid = Frame::new(opcode::TEXT, "{").encode();
+    for (sent, answered) in [
+        (Frame::new(opcode::PING, "p").encode(), opcode::PONG),
+        (invalid, opcode::TEXT),
+    ] {
+        let mut client = Raw::upgrade(stage.gateway.address()).await;
+        client.send(&sent.repeat(2_000)).await;
+        for n in 0..2_000 {
+            let answer = client.read_frame().await.unwrap();
+            assert_eq!(answer.opcode, answered, "answer {n}: {answer:?}");
+        }
+    }
+}
+
 /// protocol.md 1.7 and 7.16.
 #[tokio::test]
 async fn a_flood_of_frames_is_closed_with_4010() {

@@ -343,6 +343,11 @@ impl Link {
         self.out.borrow().is_empty()
     }
 
+    /// Returns whether half of what may wait does, and the socket was not found full.
+    pub fn is_half_full(&self, bounds: Bounds) -> bool {
+        self.out.borrow().is_half_full(bounds)
+    }
+
     /// Returns since when the socket has taken nothing while something waits.
     pub fn blocked_since(&self) -> Option<Instant> {
         self.out.borrow().blocked_since()

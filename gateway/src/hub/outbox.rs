@@ -354,6 +354,12 @@ impl Outbox {
                 && without_longest(behind.chain([length])) > bounds.bytes)
     }
 
+    /// Returns whether half of what may wait does, and the sink was not found full.
+    pub(super) fn is_half_full(&self, bounds: Bounds) -> bool {
+        (self.entries.len() > bounds.frames / 2 || self.bytes > bounds.bytes / 2)
+            && !self.is_blocked()
+    }
+
     /// Drops what waits, except the rest of a half-written frame, and queues the Close frame as the last one.
     pub(super) fn finish(&mut self, close: Message) {
         self.discard();

@@ -363,6 +363,7 @@ impl Connection {
             }
             return true;
         }
+        self.make_room();
         let bounds = self.shard.limits().outbox;
         if !matches!(item, Received::Close(_)) && !self.within_rate(now) {
             self.link
@@ -581,14 +582,8 @@ impl Connection {
                     Poll::Pending => return Ok(()),
                 }
             }
-            match self.link.flush() {
-                Ok((flushed, written)) => {
-                    self.context.metrics.bytes_out.inc_by(written as u64);
-                    self.context.metrics.writes_out.inc();
-                    debug_assert!(flushed == Flushed::All || self.link.blocked_since().is_some());
-                }
-                Err(_) => return Err(Ended),
-            }
+            let flushed = self.flush().map_err(|_| Ended)?;
+            debug_assert!(flushed == Flushed::All || self.link.blocked_since().is_some());
         }
         if let Phase::Closing {
             close_received: true,
@@ -601,6 +596,22 @@ impl Connection {
             };
         }
         Ok(())
+    }
+
+    fn flush(&self) -> io::Result<Flushed> {
+        let (flushed, written) = self.link.flush()?;
+        self.context.metrics.bytes_out.inc_by(written as u64);
+        self.context.metrics.writes_out.inc();
+        Ok(flushed)
+    }
+
+    /// Writes answers before they fill the outbox. A client may send more at once than that holds answers, and it is slow only where its socket takes
+    /// nothing (protocol.md 8.2).
+    fn make_room(&self) {
+        if self.link.is_half_full(self.shard.limits().outbox) {
+            // The write at the end of the turn finds the same error, and ends the connection.
+            let _ = self.flush();
+        }
     }
 
     /// Has the wheel wake this task for its next deadline.
