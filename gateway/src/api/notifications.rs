@@ -21,6 +21,7 @@ use crate::id::AnyId;
 use crate::inbox::{self, NotificationSelector};
 use crate::notification::{Epoch, InboxState, Notification};
 use crate::protocol::event;
+use crate::protocol::whole::Whole;
 use crate::store::Filter;
 
 /// Most ids in one request.
@@ -201,26 +202,8 @@ pub(crate) async fn patch(
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct MarkRead {
     ids: Option<Vec<AnyId>>,
-    up_to: Option<Seq>,
+    up_to: Option<Whole>,
     all: Option<bool>,
-}
-
-/// A `seq`. `7.0` is the whole number 7, as JSON Schema has it.
-#[derive(Debug, Deserialize)]
-#[serde(try_from = "serde_json::Number")]
-struct Seq(i64);
-
-impl TryFrom<serde_json::Number> for Seq {
-    type Error = &'static str;
-
-    fn try_from(number: serde_json::Number) -> Result<Self, &'static str> {
-        let is_whole = |number: &f64| number.fract() == 0.0 && number.abs() < i64::MAX as f64;
-        number
-            .as_i64()
-            .or_else(|| number.as_f64().filter(is_whole).map(|whole| whole as i64))
-            .map(Self)
-            .ok_or("`upTo` must be a whole number")
-    }
 }
 
 impl PartialSchema for MarkRead {
@@ -263,7 +246,7 @@ impl MarkRead {
             (Some(_), None, None) => {
                 Err(Cause::InvalidBody.because(format!("`ids` must name 1 to {MAX_IDS}")))
             }
-            (None, Some(Seq(seq)), None) if seq >= 0 => Ok(NotificationSelector::UpTo(seq)),
+            (None, Some(Whole(seq)), None) if seq >= 0 => Ok(NotificationSelector::UpTo(seq)),
             (None, Some(_), None) => Err(Cause::InvalidBody.because("`upTo` must not be negative")),
             (None, None, Some(true)) => Ok(NotificationSelector::All),
             (None, None, Some(false)) => Err(Cause::InvalidBody.because("`all` must be true")),

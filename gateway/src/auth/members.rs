@@ -1,11 +1,15 @@
 //! A JSON object, member by member: the header and the claims of a token, and a key set.
 //!
+//! A value that is JSON but cannot be read, such as half of a surrogate pair in a name that was cut within an emoji, is a member of no type: whoever needs it
+//! refuses it, and whoever does not need it goes on.
+//!
 //! A derived struct reads a JSON list as if it were an object. RFC 7515 section 4 and RFC 7519 section 4 want an object, and refuse one in which a name
 //! stands twice, because two readers could then see two different tokens.
 
 use std::fmt;
 
 use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 /// The members of one object, each name once.
@@ -49,6 +53,11 @@ impl<'de> Deserialize<'de> for Members {
     }
 }
 
+/// Stands for a value that cannot be read. No member that is read is an object, and it is not absent.
+fn unreadable() -> Value {
+    Value::Object(Map::new())
+}
+
 struct OneObject;
 
 impl<'de> Visitor<'de> for OneObject {
@@ -60,7 +69,8 @@ impl<'de> Visitor<'de> for OneObject {
 
     fn visit_map<A: MapAccess<'de>>(self, mut given: A) -> Result<Members, A::Error> {
         let mut members = Members::default();
-        while let Some((name, value)) = given.next_entry()? {
+        while let Some((name, raw)) = given.next_entry::<_, &RawValue>()? {
+            let value = serde_json::from_str(raw.get()).unwrap_or_else(|_| unreadable());
             if !members.add(name, value) {
                 return Err(de::Error::custom("a name stands twice"));
             }
@@ -79,6 +89,13 @@ mod tests {
         let members = read(r#"{"a": 1, "b": null}"#).unwrap();
         assert_eq!(members.get("a"), Some(&1.into()));
         assert_eq!((members.get("b"), members.has("b")), (None, true));
+        let deep = format!("{}{}", "[".repeat(200), "]".repeat(200));
+        for value in [r#""\ud83d""#, "1e400", &deep] {
+            let text = format!(r#"{{"a": {value}, "b": 2}}"#);
+            let members: Members = serde_json::from_str(&text).unwrap();
+            assert_eq!(members.get("a"), Some(&unreadable()), "{value}");
+            assert_eq!(members.get("b"), Some(&2.into()), "{value}");
+        }
         for text in [
             "[]",
             r#"[["a", 1]]"#,

@@ -363,11 +363,12 @@ pub(super) fn decode<'a>(me: &str, payload: &'a [u8]) -> Result<Option<Decoded<'
     if let Some(exclude) = read
         .exclude
         .filter(|_| may_exclude)
-        .and_then(|raw| serde_json::from_str::<Vec<serde_json::Value>>(raw.get()).ok())
+        .and_then(|raw| serde_json::from_str::<Vec<&RawValue>>(raw.get()).ok())
     {
+        let id = |member: &&RawValue| serde_json::from_str::<Cow<'_, str>>(member.get()).ok();
         dispatch.exclude = exclude
             .iter()
-            .filter_map(|member| member.as_str()?.parse().ok())
+            .filter_map(|member| id(member)?.parse().ok())
             .collect();
     }
     Ok(Some((dispatch, server_id, bridged)))
@@ -530,7 +531,7 @@ mod tests {
     #[test]
     fn absent_data_stays_absent_and_odd_members_are_ignored() {
         let got = read(
-            r#"{"serverId":"emitter","event":"","type":"broadcast","target":[],"more":{},"exclude":["4bC",5,"not an id",null]}"#,
+            r#"{"serverId":"emitter","event":"","type":"broadcast","target":[],"more":{},"exclude":["4bC",5,"not an id","\ud83d",1e400,null]}"#,
         );
         let got = got.unwrap().unwrap();
         assert_eq!((&*got.event, got.data_text()), ("", None));

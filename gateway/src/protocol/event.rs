@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 
 use super::Message;
 use super::envelope::{encode, encode_answer};
+use super::whole::Whole;
 use crate::dispatch::ResyncReason;
 use crate::id::Id;
 use crate::notification::{Counts, Epoch, InboxState, Notification, rfc3339};
@@ -120,20 +121,21 @@ pub struct Encrypted<'m> {
 /// Data of `notification:read` from a client: either member.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct MarkRead {
-    /// Marks these.
-    pub ids: Option<Vec<String>>,
+pub struct MarkRead<'m> {
+    /// Marks these: texts.
+    #[serde(borrow)]
+    pub ids: Option<Vec<&'m RawValue>>,
     /// Marks all up to this `seq`.
-    pub up_to: Option<i64>,
+    pub up_to: Option<Whole>,
 }
 
 /// Data of `notification:sync`.
 #[derive(Debug, Deserialize)]
 pub struct Sync {
     /// The last `seq` the client has.
-    pub after: i64,
+    pub after: Whole,
     /// At most so many, up to [`MAX_SYNC`](super::bounds::MAX_SYNC).
-    pub limit: Option<u32>,
+    pub limit: Option<Whole>,
 }
 
 /// Data of `connected`.

@@ -10,6 +10,7 @@ pub mod event;
 pub mod frame;
 pub mod room;
 pub mod shared;
+pub mod whole;
 
 pub use envelope::Envelope;
 pub use frame::Message;

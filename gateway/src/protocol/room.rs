@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use serde::Deserialize;
+use serde_json::value::RawValue;
 
 use super::Envelope;
 use super::bounds::{MAX_ROOM_CHARS, MAX_ROOMS_PER_EVENT};
@@ -21,10 +22,11 @@ pub fn is_room_name(name: &str) -> bool {
         && (name.len() <= MAX_ROOM_CHARS || name.encode_utf16().count() <= MAX_ROOM_CHARS)
 }
 
-/// Data of `join` and `leave`. Names that are not strings are dropped, so the members are any JSON.
+/// Data of `join` and `leave`. Names that are not strings are dropped, each by itself, so the members are any JSON.
 #[derive(Debug, Deserialize)]
-pub struct Rooms {
-    rooms: Vec<serde_json::Value>,
+pub struct Rooms<'m> {
+    #[serde(borrow)]
+    rooms: Vec<&'m RawValue>,
 }
 
 /// What a `join` or `leave` names.
@@ -45,9 +47,9 @@ pub struct Join {
     pub mark: Option<Mark>,
 }
 
-impl Rooms {
+impl<'m> Rooms<'m> {
     /// Reads the data of a `join` or `leave`; `None` where it is no object with a list `rooms`.
-    pub fn read(envelope: &Envelope<'_>) -> Option<Asked> {
+    pub fn read(envelope: &Envelope<'m>) -> Option<Asked> {
         // serde would read a list as the members in their order.
         let data = envelope.data?.get();
         data.starts_with('{')
@@ -59,10 +61,9 @@ impl Rooms {
         let mut names: Vec<String> = Vec::new();
         let mut seen = HashSet::new();
         for room in self.rooms {
-            match room {
-                serde_json::Value::String(name)
-                    if is_room_name(&name) && seen.insert(name.clone()) =>
-                {
+            // Half of a surrogate pair, as in a text that was cut within an emoji, is no string here.
+            match serde_json::from_str::<String>(room.get()) {
+                Ok(name) if is_room_name(&name) && seen.insert(name.clone()) => {
                     if names.len() == MAX_ROOMS_PER_EVENT {
                         return Asked { names, more: true };
                     }
@@ -93,6 +94,17 @@ mod tests {
             more: false,
         };
         assert_eq!(read(&rooms), Some(asked));
+    }
+
+    /// protocol.md 5.1: a name that cannot be read takes no other one with it.
+    #[test]
+    fn names_that_cannot_be_read_are_dropped_each_by_itself() {
+        let deep = format!("{}{}", "[".repeat(500), "]".repeat(500));
+        for bad in [r#""a\ud83d""#, r#"{"\ud83d":1}"#, "1e400", &deep] {
+            let text = format!(r#"{{"event":"join","data":{{"rooms":[{bad},"a"]}}}}"#);
+            let asked = Rooms::read(&Envelope::parse(&text).unwrap());
+            assert_eq!(asked.unwrap().names, ["a"], "{bad}");
+        }
     }
 
     /// protocol.md 5.1.

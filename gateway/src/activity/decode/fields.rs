@@ -50,7 +50,11 @@ pub(super) fn string(
     let text: Cow<'_, str> = serde_json::from_str(raw.get()).map_err(|_| {
         Poison::new(
             DeadLetterReason::InvalidField,
-            format!("field {field} is no string"),
+            // The value is JSON already: only half of a surrogate pair makes a text unreadable.
+            match raw.get().starts_with('"') {
+                true => format!("field {field} holds half of a surrogate pair"),
+                false => format!("field {field} is no string"),
+            },
         )
     })?;
     checked(field, text, max_bytes)

@@ -150,6 +150,8 @@ async fn queries_are_checked_and_unknown_parameters_refused() {
         "cursor=",
         "page=2",
         "STATUS=read",
+        "type=%ff",
+        "type=%ed%a0%80",
     ] {
         let answer = gateway
             .send(gateway.as_user("17", Method::GET, &format!("/notifications?{query}")))

@@ -517,6 +517,38 @@ async fn a_list_for_an_object_and_a_name_that_stands_twice_are_refused() {
     rig.verify(&signer.sign_text(header, &good)).await.unwrap();
 }
 
+/// authorization.md 1.15: a name that was cut within an emoji locks nobody out, and a claim that decides is not passed over.
+#[tokio::test]
+async fn a_claim_that_cannot_be_read_is_refused_where_it_is_needed_and_only_there() {
+    let (rig, _issuer, signer) = one_source(|_| {}).await;
+    let header = r#"{"alg":"ES256","kid":"k1"}"#;
+    let good = claims("main").to_string();
+    let with = |member: &str| {
+        let payload = format!("{},{member}}}", good.trim_end_matches('}'));
+        signer.sign_text(header, &payload)
+    };
+    for unneeded in [
+        r#""name":"Ann \ud83d""#,
+        r#""score":1e400"#,
+        r#""roles":"\ud83d""#,
+    ] {
+        let principal = rig.verify(&with(unneeded)).await.unwrap();
+        assert_eq!(&*principal.subject, "17", "{unneeded}");
+    }
+    for (needed, fault) in [
+        (r#""nbf":1e400"#, TokenFault::Malformed),
+        (r#""principalType":"\ud83d""#, TokenFault::Subject),
+    ] {
+        assert_eq!(rig.verify(&with(needed)).await, refused(fault), "{needed}");
+    }
+    let other = good.replace(r#""sub":"17""#, r#""sub":"\ud83d","userId":"18""#);
+    assert_ne!(other, good);
+    assert_eq!(
+        rig.verify(&signer.sign_text(header, &other)).await,
+        refused(TokenFault::Subject)
+    );
+}
+
 /// authorization.md 1.7.
 #[tokio::test]
 async fn times_that_rfc_3339_cannot_write_are_refused() {

@@ -1,6 +1,9 @@
 //! What a session does with the text messages of its client (protocol.md, sections 2 and 3).
 
+use std::borrow::Cow;
 use std::time::Instant;
+
+use serde_json::value::RawValue;
 
 use super::{Action, Actions, Rules, Session, State};
 use crate::config::ClientFrames;
@@ -12,6 +15,7 @@ use crate::protocol::close::Close;
 use crate::protocol::envelope::NotAnEnvelope;
 use crate::protocol::event::{self, message, name};
 use crate::protocol::room::{Asked, Join, Rooms};
+use crate::protocol::whole::Whole;
 
 impl Session {
     pub(super) fn text(
@@ -141,30 +145,35 @@ impl Session {
                     None => actions.push(invalid()),
                 }
             }
-            name::NOTIFICATION_READ => match envelope.read::<event::MarkRead>() {
+            name::NOTIFICATION_READ => match envelope.read::<event::MarkRead<'_>>() {
                 Ok(event::MarkRead {
                     ids: Some(ids),
                     up_to: None,
-                }) if ids.len() <= MAX_READ_IDS => {
+                }) if ids.len() <= MAX_READ_IDS
+                    && ids.iter().all(|id| id.get().starts_with('"')) =>
+                {
                     // Text that is not an id is ignored, as every id that is not the caller's (protocol.md 9.6).
+                    let id = |raw: &&RawValue| serde_json::from_str::<Cow<'_, str>>(raw.get()).ok();
                     actions.push(Action::MarkRead(NotificationSelector::Ids(
-                        ids.iter().filter_map(|id| id.parse().ok()).collect(),
+                        ids.iter().filter_map(|raw| id(raw)?.parse().ok()).collect(),
                     )));
                 }
                 Ok(event::MarkRead {
                     ids: None,
-                    up_to: Some(seq),
+                    up_to: Some(Whole(seq @ 0..)),
                 }) => actions.push(Action::MarkRead(NotificationSelector::UpTo(seq))),
                 _ => actions.push(invalid()),
             },
             name::NOTIFICATION_SYNC => match envelope.read::<event::Sync>() {
-                Ok(event::Sync { after, limit })
-                    if after >= 0 && limit.is_none_or(|limit| (1..=MAX_SYNC).contains(&limit)) =>
-                {
-                    actions.push(Action::Sync {
-                        after,
-                        limit: limit.unwrap_or(MAX_SYNC),
-                    });
+                Ok(event::Sync {
+                    after: Whole(after @ 0..),
+                    limit,
+                }) => {
+                    let limit = limit.map_or(Ok(MAX_SYNC), |Whole(limit)| u32::try_from(limit));
+                    match limit {
+                        Ok(limit @ 1..=MAX_SYNC) => actions.push(Action::Sync { after, limit }),
+                        _ => actions.push(invalid()),
+                    }
                 }
                 _ => actions.push(invalid()),
             },

@@ -647,9 +647,21 @@ fn inbox_events_are_read_within_their_bounds() {
         ["read Ids([a1])"]
     );
     assert_eq!(
-        fixture.text(&event("read", r#"{"ids":["a"],"upTo":7}"#)),
-        [error("Invalid data")]
+        fixture.text(&event("read", r#"{"ids":["\ud83d","a1"]}"#)),
+        ["read Ids([a1])"],
+        "a text that cannot be read is no id"
     );
+    // As over REST, and as the documents say.
+    for (written, read) in [
+        (r#"{"upTo":7.0}"#, "read UpTo(7)"),
+        (r#"{"upTo":-0}"#, "read UpTo(0)"),
+        (r#"{"upTo":-1}"#, &error("Invalid data")),
+        (r#"{"upTo":7.5}"#, &error("Invalid data")),
+        (r#"{"ids":[7]}"#, &error("Invalid data")),
+        (r#"{"ids":["a"],"upTo":7}"#, &error("Invalid data")),
+    ] {
+        assert_eq!(fixture.text(&event("read", written)), [read], "{written}");
+    }
     assert_eq!(fixture.text(&event("read", "{}")), [error("Invalid data")]);
 }
 
