@@ -39,7 +39,7 @@ use crate::status::conditions::ConditionType;
 use crate::status::{ApplyFailure, Difference, difference, status};
 use crate::time::{from_k8s, now};
 
-/// An object that is being deleted is mostly gone sooner, and nobody needs to hear of it.
+/// An object that is being deleted is mostly gone sooner, and nobody needs to be told.
 const LEAVES_WITHIN: TimeDelta = TimeDelta::seconds(10);
 
 /// Brings one SignalCluster a step closer to its spec. Where nothing of it has changed, pods alone are asked.
