@@ -3,17 +3,20 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use signal_tests::client::Incoming;
 use signal_tests::gateway::{ADMIN_TOKEN, Builder};
 use signal_tests::producer::payment;
 use signal_tests::raw::{Head, upgrade_request};
 use signal_tests::services::{self, unique};
 use signal_tests::wait::until;
 use signal_tests::{Client, Gateway, Issuer, Producer, Raw};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::Stage;
 
-const PROPAGATION: Duration = Duration::from_millis(1000);
+/// Longer than a busy machine takes for what is done within it.
+const PROPAGATION: Duration = Duration::from_millis(3000);
 const WINDOW: Duration = Duration::from_millis(2000);
 
 fn paced(settings: Builder) -> Builder {
@@ -111,7 +114,7 @@ async fn a_held_drain_closes_in_batches_refuses_who_comes_back_and_is_taken_back
         "spread over the window: {times:?}"
     );
     assert!(
-        times[16] <= PROPAGATION + WINDOW + Duration::from_secs(2),
+        times[16] <= PROPAGATION + 2 * WINDOW,
         "within the window: {times:?}"
     );
 
@@ -193,7 +196,11 @@ async fn a_hold_taken_back_in_the_middle_of_its_window_keeps_who_is_left() {
             .set("drain.window_ms", 20_000)
     };
     let stage = Stage::with(long).await;
-    let mut clients = clients(&stage, 30).await;
+    // They are read, so that each that is closed is gone at once, and not when its time to answer is over.
+    let mut reading = JoinSet::new();
+    for client in clients(&stage, 30).await {
+        reading.spawn(is_told(client));
+    }
     hold(&stage.gateway).await;
     until("some are closed", || async {
         let remaining = drain_of(&stage.gateway).await["remaining"].as_u64()?;
@@ -203,7 +210,7 @@ async fn a_hold_taken_back_in_the_middle_of_its_window_keeps_who_is_left() {
     assert_eq!(try_upgrade(&stage.gateway).await.status, 503);
     stage.gateway.admin("DELETE", "/drain").await.expect(200);
     stage.gateway.admin("GET", "/readyz").await.expect(200);
-    clients.push(stage.client("17").await);
+    reading.spawn(is_told(stage.client("17").await));
     // Longer than the interval of batches: nobody is closed any more.
     let left = until("the closed ones are gone", || async {
         let before = drain_of(&stage.gateway).await["remaining"].as_u64()?;
@@ -222,11 +229,20 @@ async fn a_hold_taken_back_in_the_middle_of_its_window_keeps_who_is_left() {
         .expect(202)
         .json();
     assert_eq!(sent["local"], left);
-    clients
-        .last_mut()
-        .expect("the last one")
-        .expect("still here")
-        .await;
+    let told = reading.join_all().await.into_iter().filter(|told| *told);
+    assert_eq!(told.count() as u64, left);
+}
+
+/// Reads a connection until it is told that it is still here; `false` where it is closed.
+async fn is_told(mut client: Client) -> bool {
+    loop {
+        match client.next_within(Duration::from_secs(60)).await {
+            Some(Incoming::Envelope(envelope)) if envelope.event == "still here" => return true,
+            Some(Incoming::Envelope(_)) => {}
+            Some(Incoming::Closed(..) | Incoming::Lost) => return false,
+            None => panic!("nothing came"),
+        }
+    }
 }
 
 #[tokio::test]
@@ -247,13 +263,13 @@ async fn after_a_held_drain_that_is_through_sigterm_waits_for_nothing() {
 
 #[tokio::test]
 async fn sigterm_in_the_middle_of_a_hold_goes_on_from_there_and_cannot_be_taken_back() {
-    let slow = |settings| paced(settings).set("drain.endpoint_propagation_ms", 3000);
+    let (pause, noticed) = (Duration::from_secs(6), Duration::from_millis(4500));
+    let slow = |settings| paced(settings).set("drain.endpoint_propagation_ms", 6000);
     let mut stage = Stage::with(slow).await;
     let mut clients = clients(&stage, 5).await;
     let begun = Instant::now();
     hold(&stage.gateway).await;
-    let noticed = Duration::from_millis(1500);
-    until("half of the pause is over", || async {
+    until("most of the pause is over", || async {
         (begun.elapsed() >= noticed).then_some(())
     })
     .await;
@@ -274,23 +290,20 @@ async fn sigterm_in_the_middle_of_a_hold_goes_on_from_there_and_cannot_be_taken_
         .admin_with("POST", "/drain", ADMIN_TOKEN, Some(json!({"hold": true})))
         .await
         .expect(409);
-    for client in &mut clients {
+    let closing = clients.iter_mut().map(|client| async move {
         assert_eq!(
             client.expect_closed().await,
             (1001, "Server shutting down".into())
         );
-        assert!(
-            begun.elapsed() >= Duration::from_millis(2900),
-            "the pause is whole: {:?}",
-            begun.elapsed()
-        );
-    }
-    assert!(stage.gateway.expect_exit().await.success());
-    assert!(
-        begun.elapsed() < Duration::from_millis(3000 + 1500) + WINDOW,
-        "and is not made twice: {:?}",
         begun.elapsed()
+    });
+    let times = futures_util::future::join_all(closing).await;
+    let first = times.iter().min().expect("five of them");
+    assert!(
+        *first >= pause.mul_f64(0.97) && *first < noticed + pause,
+        "the pause is whole, and is not made twice: {times:?}"
     );
+    assert!(stage.gateway.expect_exit().await.success());
 }
 
 #[tokio::test]

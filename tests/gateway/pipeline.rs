@@ -578,8 +578,10 @@ async fn reading_on_one_device_is_seen_on_all_and_on_rest() {
         .await
         .unwrap();
     let left = other.all_before("marker").await;
+    // Where a partition went to the other gateway meanwhile, what came twice may not have been pushed.
+    let expected = ["notification:created", "resync"];
     assert!(
-        left.iter().all(|e| e.event == "notification:created"),
+        left.iter().all(|e| expected.contains(&e.event.as_str())),
         "{left:?}"
     );
 }
@@ -694,9 +696,12 @@ async fn a_dead_letter_is_put_back_once_its_text_is_there_and_becomes_one_notifi
         .concat();
         let (status, text) = gateway.run_command(&arguments).await;
         assert!(status.success(), "{text}");
-        let report: Value = serde_json::from_str(&text[text.find('{').expect("a report")..])
-            .expect("a report in JSON");
-        report["replayed"].clone()
+        // Lines of the log, in JSON as well, may come before it and behind it.
+        let json = &text[text.find('{').expect("a report")..];
+        let values = serde_json::Deserializer::from_str(json).into_iter::<Value>();
+        let mut values = values.map_while(Result::ok);
+        let report = values.find(|value| value.get("replayed").is_some());
+        report.expect("a report in JSON")["replayed"].clone()
     };
     assert_eq!(replay(&["--dry-run"]).await, json!({"no_template": 1}));
     assert_eq!(replay(&[]).await, json!({"no_template": 1}));

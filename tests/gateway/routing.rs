@@ -446,7 +446,10 @@ async fn a_client_is_told_to_sync_when_redis_confirms_its_subscriptions_late() {
     let settings = Gateway::build()
         .trust(&issuer)
         .redis(proxy.address())
-        .set("session.subscribe_timeout_ms", 200);
+        // What is stalled below is late, and nothing else: no connection is given up.
+        .set("redis.stalled_after_ms", 60_000)
+        .set("redis.command_timeout_ms", 20_000)
+        .set("session.subscribe_timeout_ms", 2000);
     let gateway = settings.start().await;
     let mut early = Client::open(gateway.address(), &issuer.token("17")).await;
     proxy.stall();

@@ -455,13 +455,17 @@ async fn a_lost_right_takes_the_connection_out_of_the_room_in_time_and_one_gaine
     expect_member(&stage, &client, "merchant:42", true).await;
     stage.policies.leave("17", "Merchant_42").await.unwrap();
     let begun = Instant::now();
-    expect_member(&stage, &client, "merchant:42", false).await;
-    // A second for asking the list, on a busy machine.
-    assert!(
-        begun.elapsed() < Duration::from_secs(CACHE_SECS as u64 + 1),
-        "{:?}",
-        begun.elapsed()
-    );
+    loop {
+        // A list that still has it was asked for in time: however long its answer takes, the room was there then.
+        let asked = begun.elapsed();
+        let rooms = rooms_of(&stage, &client).await;
+        if !rooms.iter().any(|room| room == "merchant:42") {
+            break;
+        }
+        let limit = Duration::from_secs(CACHE_SECS as u64 + 1);
+        assert!(asked < limit, "{asked:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     expect_member(&stage, &client, "organizer:7", true).await;
     stage.send_to_room("merchant:42", "not for it").await;
     stage.send_to_room("organizer:7", "for it").await;
@@ -490,7 +494,7 @@ async fn a_lost_right_takes_the_connection_out_of_the_room_in_time_and_one_gaine
 /// protocol.md 4.1 and 7.7.
 #[tokio::test]
 async fn without_authenticate_the_connection_is_closed_with_4001() {
-    let stage = Stage::with(|settings| settings.set("auth.connect_timeout_ms", 400)).await;
+    let stage = Stage::with(|settings| settings.set("auth.connect_timeout_ms", 3000)).await;
     let begun = Instant::now();
     let mut client = stage.connect().await;
     client.send("heartbeat", Value::Null).await;
@@ -499,12 +503,12 @@ async fn without_authenticate_the_connection_is_closed_with_4001() {
         closed(4001, "Authentication timeout")
     );
     assert!(
-        begun.elapsed() >= Duration::from_millis(350),
+        begun.elapsed() >= Duration::from_millis(2950),
         "{:?}",
         begun.elapsed()
     );
     let mut prompt = stage.client("17").await;
-    tokio::time::sleep(Duration::from_millis(600)).await;
+    tokio::time::sleep(Duration::from_millis(3200)).await;
     expect_quiet(&stage, &mut prompt).await;
 }
 
@@ -514,7 +518,7 @@ async fn a_silent_peer_is_closed_with_4002_and_a_pong_is_a_sign_of_life() {
     let quick = |settings: signal_tests::gateway::Builder| {
         settings
             .set("heartbeat.ping_interval_ms", 200)
-            .set("heartbeat.timeout_ms", 900)
+            .set("heartbeat.timeout_ms", 3000)
             .set("heartbeat.sweep_interval_ms", 200)
     };
     let stage = Stage::with(quick).await;
@@ -540,7 +544,7 @@ async fn a_silent_peer_is_closed_with_4002_and_a_pong_is_a_sign_of_life() {
     });
     // Reading answers pings; nothing is sent to this client, so that the wait runs out while it lives.
     let until_dead = async {
-        let idle = tokio::time::timeout(Duration::from_millis(2500), living.next()).await;
+        let idle = tokio::time::timeout(Duration::from_millis(4500), living.next()).await;
         assert!(idle.is_err(), "{idle:?}");
     };
     let (reading, ()) = tokio::join!(reading, until_dead);
@@ -559,13 +563,13 @@ async fn the_heartbeat_event_keeps_a_connection_alive_and_has_no_answer() {
     let quick = |settings: signal_tests::gateway::Builder| {
         settings
             .set("heartbeat.ping_interval_ms", 0)
-            .set("heartbeat.timeout_ms", 800)
+            .set("heartbeat.timeout_ms", 3000)
             .set("heartbeat.sweep_interval_ms", 100)
     };
     let stage = Stage::with(quick).await;
     let (mut beating, mut silent) = (stage.client("17").await, stage.client("18").await);
     let begun = Instant::now();
-    while begun.elapsed() < Duration::from_millis(2000) {
+    while begun.elapsed() < Duration::from_millis(4500) {
         beating.send("heartbeat", Value::Null).await;
         tokio::time::sleep(Duration::from_millis(150)).await;
     }
