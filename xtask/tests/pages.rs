@@ -324,9 +324,10 @@ fn every_module_that_the_map_names_exists() {
     let map = read(&root().join("ARCHITECTURE.md"));
     let mut missing = Vec::new();
     for name in quoted(&map) {
-        let Some((module, item)) = name.split_once("::").filter(|_| !name.contains(' ')) else {
+        let Some((module, item)) = name.rsplit_once("::").filter(|_| !name.contains(' ')) else {
             continue;
         };
+        let module = &module.replace("::", "/");
         let source = root().join("gateway/src");
         let folder = source.join(module);
         let whole: String = [source.join(format!("{module}.rs")), folder.join("mod.rs")]
