@@ -135,18 +135,8 @@ impl Connector {
 
     /// Connects to a node for publishing and for keys.
     pub(super) async fn link(&self, prefer: &Prefer) -> RedisResult<Link> {
-        self.in_time(async {
-            let mut search = Search::new(self.mode);
-            for address in self.candidates(prefer).await? {
-                let made = self.made(self.client(&address)).await;
-                if let Some(connection) = search.judge(address, made) {
-                    return Ok(connection);
-                }
-            }
-            search.end()
-        })
-        .await
-        .map(|(connection, address)| Link {
+        let (connection, address) = self.find(prefer).await?;
+        Ok(Link {
             connection,
             address,
         })
@@ -154,24 +144,36 @@ impl Connector {
 
     /// Connects to a node for subscribing.
     pub(super) async fn session(&self, prefer: &Prefer) -> RedisResult<(Session, Address)> {
-        self.in_time(async {
-            let mut search = Search::new(self.mode);
-            for address in self.candidates(prefer).await? {
-                let made = self.made(self.log_in(&address)).await;
-                if let Some(session) = search.judge(address, made) {
-                    return Ok(session);
-                }
-            }
-            search.end()
-        })
-        .await
+        self.find(prefer).await
     }
 
-    /// Names, sentinels and clusters take several steps: the whole has a limit, not each of them alone.
-    async fn in_time<T>(&self, steps: impl Future<Output = RedisResult<T>>) -> RedisResult<T> {
-        match tokio::time::timeout(3 * self.timeout, steps).await {
-            Ok(result) => result,
+    async fn find<C: Connection>(&self, prefer: &Prefer) -> RedisResult<(C, Address)> {
+        // Names, sentinels and clusters take several steps: the whole has a limit, not each of them alone.
+        match tokio::time::timeout(3 * self.timeout, self.find_unlimited(prefer)).await {
+            Ok(found) => found,
             Err(_) => Err(failed("connecting took too long")),
+        }
+    }
+
+    async fn find_unlimited<C: Connection>(&self, prefer: &Prefer) -> RedisResult<(C, Address)> {
+        let mut last = failed("no node is known");
+        let mut unfit = None;
+        for address in self.candidates(prefer).await? {
+            match C::open(self, &address).await {
+                Ok(mut connection) => match self.is_fit(&mut connection).await {
+                    Ok(()) => return Ok((connection, address)),
+                    Err(error) => {
+                        last = error;
+                        unfit = unfit.or(Some((connection, address)));
+                    }
+                },
+                Err(error) => last = error,
+            }
+        }
+        match unfit {
+            // A cluster that lacks slots still hands messages from node to node.
+            Some(found) if self.mode == RedisMode::Cluster => Ok(found),
+            _ => Err(last),
         }
     }
 
@@ -183,16 +185,6 @@ impl Connector {
             _ => self.nodes.clone(),
         };
         Ok(ordered(nodes, prefer))
-    }
-
-    /// Makes a connection, and tells whether its node is fit.
-    async fn made<C: Ask>(
-        &self,
-        connecting: impl Future<Output = RedisResult<C>>,
-    ) -> RedisResult<(C, RedisResult<()>)> {
-        let mut connection = connecting.await?;
-        let is_fit = self.is_fit(&mut connection).await;
-        Ok((connection, is_fit))
     }
 
     /// Returns what key commands go through: `link` itself where one node holds all keys. A cluster is connected to in the background, so that publishing
@@ -230,7 +222,7 @@ impl Connector {
 
     /// Refuses a replica that was a master, and a node that has lost its cluster while there is another: both take what is published and do not pass it
     /// on.
-    async fn is_fit(&self, connection: &mut impl Ask) -> RedisResult<()> {
+    async fn is_fit(&self, connection: &mut impl Connection) -> RedisResult<()> {
         match self.mode {
             RedisMode::Sentinel => {
                 let role = connection.ask(&redis::cmd("ROLE")).await?;
@@ -412,60 +404,34 @@ impl Connector {
     }
 }
 
-/// A connection on which one command is answered.
-trait Ask {
+/// What a connection is made for.
+trait Connection: Sized + Send {
+    fn open(
+        connector: &Connector,
+        address: &Address,
+    ) -> impl Future<Output = RedisResult<Self>> + Send;
+
+    /// Runs one command.
     fn ask(&mut self, command: &Cmd) -> impl Future<Output = RedisResult<Value>> + Send;
 }
 
-impl Ask for MultiplexedConnection {
+impl Connection for MultiplexedConnection {
+    async fn open(connector: &Connector, address: &Address) -> RedisResult<Self> {
+        connector.client(address).await
+    }
+
     async fn ask(&mut self, command: &Cmd) -> RedisResult<Value> {
         command.query_async(self).await
     }
 }
 
-impl Ask for Session {
+impl Connection for Session {
+    async fn open(connector: &Connector, address: &Address) -> RedisResult<Self> {
+        connector.log_in(address).await
+    }
+
     async fn ask(&mut self, command: &Cmd) -> RedisResult<Value> {
         self.query(command).await
-    }
-}
-
-/// The search for a node that is fit.
-struct Search<C> {
-    mode: RedisMode,
-    last: RedisError,
-    unfit: Option<(C, Address)>,
-}
-
-impl<C> Search<C> {
-    fn new(mode: RedisMode) -> Self {
-        Self {
-            mode,
-            last: failed("no node is known"),
-            unfit: None,
-        }
-    }
-
-    /// Returns the connection if its node is fit.
-    fn judge(
-        &mut self,
-        address: Address,
-        made: RedisResult<(C, RedisResult<()>)>,
-    ) -> Option<(C, Address)> {
-        match made {
-            Ok((connection, Ok(()))) => return Some((connection, address)),
-            Ok((connection, Err(error))) => {
-                self.last = error;
-                self.unfit.get_or_insert((connection, address));
-            }
-            Err(error) => self.last = error,
-        }
-        None
-    }
-
-    /// Ends when no node is fit: a cluster that lacks slots still hands messages from node to node.
-    fn end(self) -> RedisResult<(C, Address)> {
-        let unfit = self.unfit.filter(|_| self.mode == RedisMode::Cluster);
-        unfit.ok_or(self.last)
     }
 }
 
