@@ -310,13 +310,15 @@ mod tests {
         });
         let mut one = pods(1);
         let (began, mut asked) = (Instant::now(), 0);
-        while began.elapsed() < QUICK_LIMITS.longest * 4 {
+        while asked < 8 {
             asked += gateways.ask("a", &mut one, Turn::All).await;
             assert!(one[0].report.is_err());
+            assert!(began.elapsed() < Duration::from_secs(20), "{asked} polls");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        // 20, 40, 80, 160, 320 and then 600 ms, each between half of it and all of it.
-        assert!((4..=14).contains(&asked), "{asked} polls");
+        // 20, 40, 80, 160, 320 and then 600 ms between two of them, each between half of it and all of it.
+        let took = began.elapsed();
+        assert!(took >= Duration::from_millis(900), "{took:?}");
         one[0].resource_version = "2".into();
         let again = gateways.ask("a", &mut one, Turn::All).await;
         assert_eq!(again, 1, "its object has changed");
@@ -346,7 +348,6 @@ mod tests {
             one[0].report.is_ok() && small < all / 2,
             "{small:?} of {all:?}"
         );
-        assert!(all < QUICK_LIMITS.look * 2, "{all:?}");
         assert!(gateways.most.load(Ordering::Relaxed) <= LIMITS.of_one + 1);
         let asked = |gateways: &Gateways| -> usize {
             let asked: HashSet<IpAddr> = gateways.asked.lock().iter().copied().collect();

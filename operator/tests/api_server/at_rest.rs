@@ -180,7 +180,7 @@ async fn a_rotation_costs_requests_by_its_stages_and_none_by_its_length() {
     else {
         return;
     };
-    const OVERLAP: Duration = Duration::from_secs(25);
+    const OVERLAP: Duration = Duration::from_secs(40);
     const MOST: f64 = 250.0;
     let mut simulated = SimulatedPods::around(&stage).await;
     let controller = Controller::start(&stage).await;

@@ -186,17 +186,21 @@ async fn the_lease_goes_on_when_its_holder_is_killed_stopped_or_asked_to_end() {
 
     signal(second.child.id(), "TERM");
     assert!(second.child.wait().unwrap().success());
-    let ended = Instant::now();
+    let lease = async || {
+        let lease = stage.api::<Lease>().get("signal-operator").await;
+        lease.unwrap().spec.unwrap()
+    };
+    let holder = lease().await.holder_identity.unwrap_or_default();
+    assert!(
+        holder.is_empty() || holder.starts_with("one_"),
+        "nobody has to wait for the lease to run out: {holder}"
+    );
     until(
         "the first takes over from one that let go",
-        LEASE,
+        SLACK,
         async || first.leads().await,
     )
     .await;
-    assert!(
-        ended.elapsed() < LEASE,
-        "it waited for the lease to run out"
-    );
 
     let mut first = first;
     let third = Operator::start(&kubeconfig, &stage.namespace, "three");
@@ -211,13 +215,7 @@ async fn the_lease_goes_on_when_its_holder_is_killed_stopped_or_asked_to_end() {
         async || third.leads().await,
     )
     .await;
-    let lease = stage
-        .api::<Lease>()
-        .get("signal-operator")
-        .await
-        .unwrap()
-        .spec
-        .unwrap();
+    let lease = lease().await;
     assert!(lease.holder_identity.unwrap().starts_with("three_"));
     assert_eq!(lease.lease_transitions, Some(3));
 }
