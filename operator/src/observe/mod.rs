@@ -116,21 +116,31 @@ fn or_unread<T: Default>(answer: Result<T, ObserveError>, unread: &mut Vec<Strin
     })
 }
 
+/// The SignalCluster as it is now, and whether whoever declared it names the number of replicas: the watched object may be older than our own last write of
+/// the status, or than a scale.
+async fn current(
+    reader: &Reader,
+    namespace: &str,
+    name: &str,
+) -> Result<(SignalCluster, bool), ObserveError> {
+    let kind = ApiResource::erase::<SignalCluster>(&());
+    let api: Api<DynamicObject> = Api::namespaced_with(reader.client.clone(), namespace, &kind);
+    let cluster = read(format!("SignalCluster {name}"), api.get_opt(name))
+        .await?
+        .ok_or(ObserveError::Gone)?;
+    let replicas_named = names_replicas(&cluster.metadata);
+    let cluster =
+        read_cluster(cluster).map_err(|unreadable| ObserveError::Unreadable(unreadable.why))?;
+    Ok((cluster, replicas_named))
+}
+
 /// Everything that one reconcile looks at. What cannot be read is in [`Observed::unread`].
 ///
 /// # Errors
 /// When the SignalCluster is gone, or it, its Deployment or its pods could not be read. An absent object is no error.
 pub async fn observe(reader: &Reader, cluster: &SignalCluster) -> Result<Observed, ObserveError> {
     let (namespace, name) = (cluster.namespace().unwrap_or_default(), cluster.name_any());
-    let kind = ApiResource::erase::<SignalCluster>(&());
-    let api: Api<DynamicObject> = Api::namespaced_with(reader.client.clone(), &namespace, &kind);
-    // The watched object may be older than our own last write of the status, or than a scale.
-    let cluster = read(format!("SignalCluster {name}"), api.get_opt(&name))
-        .await?
-        .ok_or(ObserveError::Gone)?;
-    let replicas_named = names_replicas(&cluster.metadata);
-    let cluster =
-        read_cluster(cluster).map_err(|unreadable| ObserveError::Unreadable(unreadable.why))?;
+    let (cluster, replicas_named) = current(reader, &namespace, &name).await?;
     let scope = Scope {
         kinds: reader.kinds.borrow().of(&namespace),
         client: &reader.client,
@@ -164,29 +174,23 @@ pub async fn observe(reader: &Reader, cluster: &SignalCluster) -> Result<Observe
     let deployment = scope
         .named(DEPLOYMENT, &mut deployments, &children.name)
         .await?;
-    let live_config = scope
-        .named(CONFIG_MAP, &mut config_maps, &children.live_config)
-        .await;
+    let name = &children.live_config;
+    let live_config = scope.named(CONFIG_MAP, &mut config_maps, name).await;
     let live_config = or_unread(live_config, &mut unread);
     let credentials = scope
         .named(SECRET, &mut secrets, &children.credentials)
         .await;
     let credentials = or_unread(credentials, &mut unread);
-    let signing_keys = match cluster.spec.jwks.managed {
-        Some(_) => {
-            scope
-                .named(SECRET, &mut secrets, &children.signing_keys)
-                .await
-        }
-        None => Ok(take(&mut secrets, &children.signing_keys)),
+    let signing_keys = if cluster.spec.jwks.managed.is_some() {
+        let name = &children.signing_keys;
+        scope.named(SECRET, &mut secrets, name).await
+    } else {
+        Ok(take(&mut secrets, &children.signing_keys))
     };
     let signing_keys = or_unread(signing_keys, &mut unread);
     let hpa = take(&mut autoscalers, &children.name);
     // What pods mount, of every revision, and names that this version does not use.
-    let rest = bare(DEPLOYMENT, &deployments)
-        .chain(whole(CONFIG_MAP, &config_maps))
-        .chain(whole(SECRET, &secrets))
-        .chain(bare(AUTOSCALER, &autoscalers));
+    let rest = rest(&deployments, &config_maps, &secrets, &autoscalers);
     let migration_pods = scope.migration_pods(&jobs).await;
     let token = credentials.as_ref().and_then(admin_token);
     let (fleet, revisions) = match &deployment {
@@ -221,6 +225,19 @@ fn take<K: Resource>(objects: &mut Vec<K>, name: &str) -> Option<K> {
         .iter()
         .position(|object| object.meta().name.as_deref() == Some(name))?;
     Some(objects.swap_remove(at))
+}
+
+fn rest(
+    deployments: &[Deployment],
+    config_maps: &[ConfigMap],
+    secrets: &[Secret],
+    autoscalers: &[HorizontalPodAutoscaler],
+) -> Vec<DynamicObject> {
+    bare(DEPLOYMENT, deployments)
+        .chain(whole(CONFIG_MAP, config_maps))
+        .chain(whole(SECRET, secrets))
+        .chain(bare(AUTOSCALER, autoscalers))
+        .collect()
 }
 
 /// Objects of a kind without their content.
