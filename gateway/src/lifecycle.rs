@@ -1,6 +1,6 @@
 //! The state of the process between start and exit, which probes, `/status` and the drain share.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::RwLock;
@@ -11,13 +11,14 @@ use tokio_util::sync::CancellationToken;
 use crate::metrics::Metrics;
 
 /// The parts that may be unready, the drain included.
-pub const PARTS: [&str; 7] = [
+pub const PARTS: [&str; 8] = [
     "settings",
     "redis",
     "database",
     "keys",
     "revocations",
     "pipeline",
+    "shards",
     "drain",
 ];
 
@@ -30,6 +31,7 @@ pub struct Lifecycle {
     unready: RwLock<Vec<(&'static str, String)>>,
     notices: RwLock<Vec<(&'static str, String)>>,
     at_drain: AtomicUsize,
+    stuck: AtomicBool,
 }
 
 /// A held drain: all connections are closed and the process stays, until the drain is taken back or the process is asked to end.
@@ -59,6 +61,7 @@ impl Default for Lifecycle {
             unready: RwLock::default(),
             notices: RwLock::default(),
             at_drain: AtomicUsize::new(0),
+            stuck: AtomicBool::new(false),
         }
     }
 }
@@ -198,6 +201,16 @@ impl Lifecycle {
             parts.push(("drain", "held".into()));
         }
         parts
+    }
+
+    /// Sets whether only a restart helps.
+    pub fn set_stuck(&self, stuck: bool) {
+        self.stuck.store(stuck, Ordering::Relaxed);
+    }
+
+    /// Returns whether only a restart helps.
+    pub fn is_stuck(&self) -> bool {
+        self.stuck.load(Ordering::Relaxed)
     }
 
     /// Sets what a part cannot do although the process is ready; `None` when it can do everything.

@@ -147,7 +147,7 @@ metrics! {
     request_time: Histogram = seconds(), "http_request_seconds", "Time of one REST request";
     config_reloads: Family<Kind, Counter> = Family::default(), "config_reloads", "Live settings and catalogs read again, by outcome";
     policy_rows_unread: Family<Kind, Gauge> = Family::default(), "policy_rows_unread", "Rows of the platform's policy table that are not understood, by reason: variant, subject, target, permission, effect, domain, custom";
-    unready: Family<Kind, Gauge> = Family::default(), "unready", "1 while this part is not ready: settings, redis, database, keys, revocations, pipeline, drain";
+    unready: Family<Kind, Gauge> = Family::default(), "unready", "1 while this part is not ready: settings, redis, database, keys, revocations, pipeline, shards, drain";
     draining: Gauge = Gauge::default(), "draining", "1 from SIGTERM or POST /drain until a held drain is taken back";
 }
 

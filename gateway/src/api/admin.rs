@@ -101,9 +101,14 @@ pub(super) async fn guard(
     Ok(next.run(request).await)
 }
 
-/// Answers that the process runs. It checks nothing else, so an outage of a dependency restarts no pod.
-pub(super) async fn livez() -> Json<serde_json::Value> {
-    Json(serde_json::json!({"live": true}))
+/// Answers that the process runs, unless only a restart helps. It asks no dependency, so the outage of one restarts no pod.
+pub(super) async fn livez(
+    State(state): State<AdminState>,
+) -> Result<Json<serde_json::Value>, Problem> {
+    if state.lifecycle.is_stuck() {
+        return Err(Cause::NotReady.because("a shard is stuck; see /readyz?verbose"));
+    }
+    Ok(Json(serde_json::json!({"live": true})))
 }
 
 /// `?verbose`, with or without a value.

@@ -1,4 +1,5 @@
-//! Checks what readiness depends on after the start: key sets, the subscriber of the bus, the worker lease, and the clock that ids are made by.
+//! Checks what readiness depends on after the start: key sets, the subscriber of the bus, the worker lease, the clock that ids are made by, and whether shards
+//! turn.
 //!
 //! Input: the authenticator and the bus. Output: the parts of [`Lifecycle`], and whether new connections and ids are refused.
 
@@ -11,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::pipeline::PipelineState;
 use crate::auth::Authenticator;
 use crate::bus::{Bus, SubscriberState};
-use crate::hub::Hub;
+use crate::hub::{Hub, Turns};
 use crate::id::{IdError, IdGenerator};
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
@@ -19,6 +20,10 @@ use crate::metrics::Metrics;
 /// How often readiness is checked; it is checked whenever key sets change as well. A worker lease counts as lapsed long before another instance may own
 /// its number.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long a shard may not turn before the process is not ready, and before only a restart helps. The longest turn writes one message to every connection.
+const SHARD_UNREADY: Duration = Duration::from_secs(10);
+const SHARD_STUCK: Duration = Duration::from_secs(60);
 
 /// The parts that readiness depends on, and those that follow it.
 pub(super) struct Probe {
@@ -45,9 +50,25 @@ impl Probe {
         self.ids.check_clock()
     }
 
+    fn report_shards(&self, turns: &mut Turns) {
+        let waiting = turns.check().filter(|(_, time)| *time >= SHARD_UNREADY);
+        let is_stuck = waiting.is_some_and(|(_, time)| time >= SHARD_STUCK);
+        if is_stuck && !self.lifecycle.is_stuck() {
+            tracing::error!(
+                "a shard is stuck: its connections are not served; /livez answers 503 until it turns"
+            );
+        }
+        self.lifecycle.set_stuck(is_stuck);
+        let why = waiting
+            .map(|(shard, time)| format!("shard {shard} has not turned for {} s", time.as_secs()));
+        self.lifecycle.set("shards", why);
+    }
+
     pub(super) async fn run(self, stop: CancellationToken) {
         let mut keys = self.authenticator.changes();
+        let mut turns = self.hub.turns(PROBE_INTERVAL);
         loop {
+            self.report_shards(&mut turns);
             self.lifecycle
                 .set("keys", self.authenticator.unready_reason());
             let stalled = self.bus.subscriber() == SubscriberState::Stalled;

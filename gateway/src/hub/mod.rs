@@ -13,6 +13,7 @@ mod mailbox;
 mod outbox;
 mod shard;
 mod threads;
+mod turns;
 mod wheel;
 
 use std::rc::Rc;
@@ -45,6 +46,7 @@ use counts::ShardCounts;
 use directory::{Directory, Holders};
 use mailbox::Mailbox;
 use shard::{Command, Control};
+use turns::Turn;
 
 pub use counts::Claim;
 pub use limits::ConnectionLimits;
@@ -52,6 +54,7 @@ pub use link::{Link, Stage};
 pub use outbox::{Bounds, Flushed};
 pub use shard::{Joined, Shard, TooManyConnections};
 pub use threads::Threads;
+pub use turns::Turns;
 
 /// How often a silent connection is looked for when the one that was found is silent no more.
 const SILENT_TRIES: usize = 3;
@@ -100,6 +103,7 @@ impl HubCore {
 /// How other threads reach a shard.
 struct Inlet {
     mailbox: Mailbox<Command>,
+    turn: Turn,
     /// A message found the mailbox full: every connection of the shard may have missed something.
     overflowed: AtomicBool,
 }
@@ -175,6 +179,11 @@ impl Hub {
                 event::resync_data(ResyncReason::SubscribedLate),
             ));
         }
+    }
+
+    /// Returns what asks each shard, once in the interval, whether it turns.
+    pub fn turns(&self, interval: Duration) -> Turns {
+        Turns::new(&self.inlets, interval)
     }
 
     /// Creates a hub without shards, which holds nothing.

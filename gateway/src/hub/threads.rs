@@ -63,6 +63,7 @@ impl Threads {
         let begin = |(index, thread): (usize, &mut Thread)| {
             let inlet = Arc::new(Inlet {
                 mailbox: Mailbox::new(),
+                turn: Default::default(),
                 overflowed: AtomicBool::new(false),
             });
             let start = ShardStart {
@@ -164,6 +165,8 @@ async fn run(start: ShardStart) {
     let shard = Shard::new(*index, Arc::clone(core));
     let mut live = core.live.clone();
     let mut timer = tokio::task::spawn_local(Rc::clone(&shard).run_timer());
+    let answering = Arc::clone(inlet);
+    tokio::task::spawn_local(async move { answering.turn.answer().await });
     let mut batch = Batch::new();
     loop {
         tokio::select! {
@@ -186,5 +189,73 @@ async fn run(start: ShardStart) {
             },
             () = shutdown.cancelled() => return,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use tokio::sync::watch;
+
+    use super::*;
+    use crate::bus::{self, BusOptions};
+    use crate::clock::SystemClock;
+    use crate::config::{Config, Live};
+    use crate::hub::{Hub, HubOptions};
+    use crate::metrics::Metrics;
+
+    fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+        for _ in 0..1000 {
+            if condition() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        panic!("waited in vain: {what}");
+    }
+
+    #[tokio::test]
+    async fn a_shard_whose_thread_is_stuck_is_named_until_it_turns_again() {
+        let mut threads = Threads::start(2).unwrap();
+        let (config, metrics) = (Config::for_tests(), Metrics::new());
+        let live = watch::channel(Arc::new(Live::defaults())).1;
+        let shutdown = CancellationToken::new();
+        let bus = bus::open(BusOptions {
+            config: config.redis,
+            ids: config.ids,
+            instance_name: String::new(),
+            live: live.clone(),
+            clock: Arc::new(SystemClock),
+            metrics: Arc::clone(&metrics),
+            shutdown: shutdown.clone(),
+        });
+        let options = HubOptions {
+            live,
+            bus: bus.await.unwrap().bus,
+            clock: Arc::new(SystemClock),
+            metrics,
+            shutdown: shutdown.clone(),
+        };
+        let hub = Hub::start(options, &mut threads);
+        let mut turns = hub.turns(Duration::from_millis(1));
+        let (release, held) = mpsc::channel::<()>();
+        // The first of two that are equally empty.
+        hub.place(move |_, _| {
+            let _ = held.recv();
+        });
+        eventually("the stuck one has missed ten", || {
+            turns.check() >= Some((0, Duration::from_millis(10)))
+        });
+        let (shard, _) = turns.check().unwrap();
+        assert_eq!(shard, 0, "the other one turns");
+        drop(release);
+        eventually("both turn", || {
+            std::thread::sleep(Duration::from_millis(20));
+            turns.check().is_none()
+        });
+        shutdown.cancel();
+        assert!(threads.join());
     }
 }

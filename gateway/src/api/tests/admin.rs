@@ -19,6 +19,11 @@ async fn a_running_process_is_live_whatever_is_unready() {
         .set("database", Some("connection refused".into()));
     gateway.lifecycle.request_drain();
     ask(&gateway, Method::GET, "/livez").await.ok(200);
+    gateway.lifecycle.set_stuck(true);
+    let answer = ask(&gateway, Method::GET, "/livez").await;
+    answer.problem(503, "not_ready");
+    gateway.lifecycle.set_stuck(false);
+    ask(&gateway, Method::GET, "/livez").await.ok(200);
 }
 
 #[tokio::test]
