@@ -13,9 +13,9 @@ use jsonwebtoken::DecodingKey;
 use ring::{agreement, digest, rand};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
-use serde_json::Value;
+use serde_json::value::RawValue;
+use signal_contract::Object;
 
-use super::members::Members;
 use super::signature;
 use crate::config::Algorithm;
 use crate::principal::Thumbprint;
@@ -53,6 +53,13 @@ pub(super) struct Key {
     pub(super) decoding: DecodingKey,
 }
 
+/// A set whose keys are read one by one, so that a text or a number that cannot be read costs the key that it stands in.
+#[derive(Deserialize)]
+struct Document<'t> {
+    #[serde(borrow)]
+    keys: Option<&'t RawValue>,
+}
+
 #[derive(Deserialize)]
 struct Jwk {
     kty: String,
@@ -74,19 +81,16 @@ struct Jwk {
 /// # Errors
 /// [`NotAKeySet`] for a text that is not a JSON object with an array `keys`, or for one with more than [`MAX_KEYS`] members.
 pub(super) fn parse(text: &[u8]) -> Result<Vec<Arc<Key>>, NotAKeySet> {
-    let mut document: Members = serde_json::from_slice(text)?;
-    let Some(Value::Array(keys)) = document.take("keys") else {
-        return Err(NotAKeySet::NoList);
-    };
+    let Object(document): Object<Document<'_>> = serde_json::from_slice(text)?;
+    let keys = document.keys.map(RawValue::get).unwrap_or_default();
+    let keys: Vec<&RawValue> = serde_json::from_str(keys).map_err(|_| NotAKeySet::NoList)?;
     if keys.len() > MAX_KEYS {
         return Err(NotAKeySet::TooMany(keys.len()));
     }
     Ok(keys
         .into_iter()
-        // A derived struct would read a list as well.
-        .filter(Value::is_object)
-        .filter_map(|value| Jwk::deserialize(value).ok())
-        .filter_map(Key::new)
+        .filter_map(|key| serde_json::from_str::<Object<Jwk>>(key.get()).ok())
+        .filter_map(|Object(jwk)| Key::new(jwk))
         .map(Arc::new)
         .collect())
 }
@@ -285,6 +289,26 @@ mod tests {
         assert!(!keys[0].verifies(algorithm, message.as_bytes(), &bad));
         assert!(!keys[0].verifies(algorithm, format!("{message}A").as_bytes(), &signature));
         good
+    }
+
+    /// authorization.md 2.4.
+    #[test]
+    fn what_cannot_be_read_costs_the_key_that_it_stands_in() {
+        let good = p256().to_string();
+        for (odd, keys) in [
+            (r#"{"kty": "EC", "kid": "\ud83d"}"#, 1),
+            (r#"{"kty": "EC", "x": 1e400}"#, 1),
+            (r#"["EC"]"#, 1),
+            ("null", 1),
+            // Nobody needs it.
+            (
+                &good.replacen('{', r#"{"x5t": "\ud83d", "nbf": 1e400, "#, 1),
+                2,
+            ),
+        ] {
+            let text = format!(r#"{{"issuer": "\ud83d", "keys": [{odd}, {good}]}}"#);
+            assert_eq!(parse(text.as_bytes()).unwrap().len(), keys, "{odd}");
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! A JSON object, member by member: the header and the claims of a token, and a key set.
+//! A JSON object, member by member: the header and the claims of a token.
 //!
 //! A value that is JSON but cannot be read, such as half of a surrogate pair in a name that was cut within an emoji, is a member of no type: whoever needs it
 //! refuses it, and whoever does not need it goes on.
@@ -25,11 +25,6 @@ impl Members {
     /// Returns whether it has this member, null or not.
     pub(super) fn has(&self, name: &str) -> bool {
         self.0.contains_key(name)
-    }
-
-    /// Takes a member out; a null counts as absent.
-    pub(super) fn take(&mut self, name: &str) -> Option<Value> {
-        self.0.remove(name).filter(|value| !value.is_null())
     }
 
     /// Adds a member. Returns whether the name is new.
