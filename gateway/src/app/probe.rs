@@ -21,6 +21,8 @@ use crate::metrics::Metrics;
 /// its number.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
+/// How often shards are asked whether they turn: a question wakes a thread that may have nothing else to do.
+const TURN_INTERVAL: Duration = Duration::from_secs(5);
 /// How long a shard may not turn before the process is not ready, and before only a restart helps. The longest turn writes one message to every connection.
 const SHARD_UNREADY: Duration = Duration::from_secs(10);
 const SHARD_STUCK: Duration = Duration::from_secs(60);
@@ -66,7 +68,7 @@ impl Probe {
 
     pub(super) async fn run(self, stop: CancellationToken) {
         let mut keys = self.authenticator.changes();
-        let mut turns = self.hub.turns(PROBE_INTERVAL);
+        let mut turns = self.hub.turns(TURN_INTERVAL);
         loop {
             self.report_shards(&mut turns);
             self.lifecycle
