@@ -54,25 +54,25 @@ const TO_EVERYONE: &str = "to everyone: all gateways, Redis";
 pub(crate) const PROCESS_MEMORY: Coefficient = of(
     "memory of a gateway without connections, a burst of its pipeline included",
     "MiB",
-    span(64.4, 64.4, 64.4),
+    span(63.0, 63.0, 63.0),
     Source::Figure("pipeline", "a burst of 100000 records: most memory in all"),
 );
 pub(crate) const CLEAR_MEMORY: Coefficient = of(
     "memory of a connection",
     KIB,
-    span(1.82, 1.82, 1.91),
+    span(1.56, 1.56, 1.57),
     Source::Figure("idle", "10000 at rest, clear"),
 );
 pub(crate) const ENCRYPTED_MEMORY: Coefficient = of(
     "memory of a connection that is encrypted",
     KIB,
-    span(2.46, 2.44, 2.46),
+    span(2.19, 2.18, 2.2),
     Source::Figure("idle", "10000 at rest, encrypted"),
 );
 pub(crate) const TLS_MEMORY: Coefficient = of(
     "memory of a connection over TLS",
     KIB,
-    span(5.53, 5.49, 5.61),
+    span(5.23, 5.21, 5.24),
     Source::Figure("tls", "10000 at rest"),
 );
 pub(crate) const KERNEL_MEMORY: Coefficient = of(
@@ -86,43 +86,43 @@ pub(crate) const KERNEL_MEMORY: Coefficient = of(
 pub(crate) const PROCESS: Coefficient = of(
     "a gateway without connections, a second",
     US,
-    span(525.0, 479.0, 756.0),
+    span(676.0, 622.0, 762.0),
     Source::Figure("idle", "the gateway without connections"),
 );
 pub(crate) const CLEAR_REST: Coefficient = of(
     "a connection at rest, with a ping every 25 s, a second",
     US,
-    span(0.7, 0.68, 0.72),
+    span(0.6, 0.59, 0.6),
     Source::Figure("idle", "10000 at rest, clear, a ping every 25 s"),
 );
 pub(crate) const ENCRYPTED_REST: Coefficient = of(
     "the same, encrypted",
     US,
-    span(0.7, 0.62, 0.78),
+    span(0.64, 0.58, 0.69),
     Source::Figure("idle", "10000 at rest, encrypted, a ping every 25 s"),
 );
 pub(crate) const ARRIVAL: Coefficient = of(
     "a connection that comes, with a new token",
     US,
-    span(89.3, 80.3, 92.3),
+    span(71.1, 69.4, 73.3),
     Source::Figure("connect", "a new token"),
 );
 pub(crate) const ENCRYPTED_ARRIVAL: Coefficient = of(
     "the same, with the encryption handshake",
     US,
-    span(131.0, 125.5, 134.3),
+    span(112.1, 111.0, 121.3),
     Source::Figure("connect", "a new token, encryption handshake"),
 );
 pub(crate) const KNOWN_ARRIVAL: Coefficient = of(
     "a connection that comes, with a token seen before",
     US,
-    span(35.6, 33.4, 38.0),
+    span(33.6, 33.2, 34.5),
     Source::Figure("connect", "a token seen before"),
 );
 pub(crate) const TLS_ARRIVAL: Coefficient = of(
     "the same, with a full handshake of TLS",
     US,
-    span(154.5, 147.9, 166.6),
+    span(140.6, 137.6, 151.3),
     Source::Figure("tls", "a full handshake"),
 );
 pub(crate) const UNICAST: Coefficient = of(
@@ -134,31 +134,31 @@ pub(crate) const UNICAST: Coefficient = of(
 pub(crate) const SHORT_CLEAR: Coefficient = of(
     "128 B to one of many",
     US,
-    span(6.62, 5.74, 6.69),
+    span(5.57, 5.5, 6.62),
     Source::Figure("fanout", "128 B to 5000, clear"),
 );
 pub(crate) const LONG_CLEAR: Coefficient = of(
     "1024 B to one of many",
     US,
-    span(5.91, 5.71, 6.92),
+    span(5.87, 5.52, 6.58),
     Source::Figure("fanout", "1024 B to 5000, clear"),
 );
 pub(crate) const SHORT_ENCRYPTED: Coefficient = of(
     "128 B to one of many, encrypted",
     US,
-    span(7.09, 6.09, 7.27),
+    span(5.97, 5.81, 7.02),
     Source::Figure("fanout", "128 B to 5000, encrypted"),
 );
 pub(crate) const LONG_ENCRYPTED: Coefficient = of(
     "1024 B to one of many, encrypted",
     US,
-    span(6.5, 6.35, 7.5),
+    span(6.21, 6.01, 7.21),
     Source::Figure("fanout", "1024 B to 5000, encrypted"),
 );
 pub(crate) const TLS_FACTOR: Coefficient = of(
     "a message to one of many over TLS, as a multiple of a clear one",
     "x",
-    span(1.12, 1.03, 1.17),
+    span(1.14, 1.11, 1.21),
     Source::Ratio("tls", "128 B to 5000, clear frames"),
 );
 pub(crate) const GATEWAY_OF_MANY: Coefficient = of(
@@ -170,25 +170,25 @@ pub(crate) const GATEWAY_OF_MANY: Coefficient = of(
 pub(crate) const CLIENT_EVENT: Coefficient = of(
     "an event of a client and its answer",
     US,
-    span(17.13, 14.85, 33.14),
+    span(14.91, 13.55, 21.55),
     Source::Figure("echo", "an event and its answer, clear"),
 );
 pub(crate) const ENCRYPTED_EVENT: Coefficient = of(
     "the same with an encrypted answer",
     US,
-    span(18.35, 15.7, 33.92),
+    span(15.93, 13.66, 35.52),
     Source::Figure("echo", "a clear event and its encrypted answer"),
 );
 pub(crate) const RECORD_THAT_WAITS: Coefficient = of(
     "a record to one user, stored and pushed, where records wait",
     US,
-    span(21.3, 20.3, 25.6),
+    span(16.43, 16.11, 16.87),
     Source::Figure("pipeline", "a record that waits, to one user"),
 );
 pub(crate) const RECORD_ALONE: Coefficient = of(
     "the same at 500 a second, where each is a batch of its own",
     US,
-    span(332.0, 304.0, 340.0),
+    span(173.7, 153.4, 240.3),
     Source::Figure("pipeline", "500 records a second, to one user each"),
 );
 pub(crate) const REDIS_MESSAGE: Coefficient = of(

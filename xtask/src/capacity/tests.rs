@@ -161,7 +161,7 @@ fn sums_are_those_of_the_coefficients() {
         "gateways",
         "at rest, with pings",
     );
-    near(rest.middle, (1000.0 * 0.7 + 2.0 * 525.0) * 1e-6);
+    near(rest.middle, (1000.0 * 0.6 + 2.0 * 676.0) * 1e-6);
     let memory = amount(
         "--connections 1000 --instances 2 --encrypted",
         "gateways",
@@ -169,7 +169,7 @@ fn sums_are_those_of_the_coefficients() {
     );
     near(
         memory.middle,
-        1000.0 * (2.46 + 4.8) * 1024.0 + 2.0 * 64.4 * 1024.0 * 1024.0,
+        1000.0 * (2.19 + 4.8) * 1024.0 + 2.0 * 63.0 * 1024.0 * 1024.0,
     );
     let unicast = amount("--unicast 1000", "gateways", "messages to one user");
     near(unicast.middle, 0.075);
