@@ -579,3 +579,19 @@ impl Hub {
         .await?
     }
 }
+
+/// A bus that reaches no other instance.
+#[cfg(test)]
+async fn bus_for_tests(live: &watch::Receiver<Arc<Live>>, metrics: &Arc<Metrics>) -> Arc<dyn Bus> {
+    let config = crate::config::Config::for_tests();
+    let opened = crate::bus::open(crate::bus::BusOptions {
+        config: config.redis,
+        ids: config.ids,
+        instance_name: String::new(),
+        live: live.clone(),
+        clock: Arc::new(crate::clock::SystemClock),
+        metrics: Arc::clone(metrics),
+        shutdown: CancellationToken::new(),
+    });
+    opened.await.unwrap().bus
+}

@@ -200,10 +200,9 @@ mod tests {
     use tokio::sync::watch;
 
     use super::*;
-    use crate::bus::{self, BusOptions};
     use crate::clock::SystemClock;
-    use crate::config::{Config, Live};
-    use crate::hub::{Hub, HubOptions};
+    use crate::config::Live;
+    use crate::hub::{Hub, HubOptions, bus_for_tests};
     use crate::metrics::Metrics;
 
     fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
@@ -219,21 +218,12 @@ mod tests {
     #[tokio::test]
     async fn a_shard_whose_thread_is_stuck_is_named_until_it_turns_again() {
         let mut threads = Threads::start(2).unwrap();
-        let (config, metrics) = (Config::for_tests(), Metrics::new());
+        let metrics = Metrics::new();
         let live = watch::channel(Arc::new(Live::defaults())).1;
         let shutdown = CancellationToken::new();
-        let bus = bus::open(BusOptions {
-            config: config.redis,
-            ids: config.ids,
-            instance_name: String::new(),
-            live: live.clone(),
-            clock: Arc::new(SystemClock),
-            metrics: Arc::clone(&metrics),
-            shutdown: shutdown.clone(),
-        });
         let options = HubOptions {
+            bus: bus_for_tests(&live, &metrics).await,
             live,
-            bus: bus.await.unwrap().bus,
             clock: Arc::new(SystemClock),
             metrics,
             shutdown: shutdown.clone(),

@@ -214,18 +214,16 @@ mod tests {
     use tokio::net::{TcpListener, TcpStream};
     use tokio::runtime::{Builder, Handle, LocalOptions};
     use tokio::sync::watch;
-    use tokio_util::sync::CancellationToken;
     use tracing::Span;
 
     use super::*;
-    use crate::bus::{self, BusOptions};
     use crate::clock::SystemClock;
-    use crate::config::{Config, Live};
-    use crate::hub::HubCore;
+    use crate::config::Live;
     use crate::hub::counts::ShardCounts;
     use crate::hub::directory::Directory;
     use crate::hub::mailbox::{Batch, Mailbox};
     use crate::hub::shard::{Command, Control};
+    use crate::hub::{HubCore, bus_for_tests};
     use crate::metrics::Metrics;
     use crate::principal::{Principal, USER, Via};
     use crate::protocol::Message;
@@ -235,24 +233,15 @@ mod tests {
     const MEMBERS: usize = 200;
 
     async fn shard() -> (Rc<Shard>, Vec<TcpStream>) {
-        let config = Config::for_tests();
         let (live, metrics) = (Arc::new(Live::defaults()), Metrics::new());
         let live = watch::channel(live).1;
-        let bus = bus::open(BusOptions {
-            config: config.redis,
-            ids: config.ids,
-            instance_name: String::new(),
-            live: live.clone(),
-            clock: Arc::new(SystemClock),
-            metrics: Arc::clone(&metrics),
-            shutdown: CancellationToken::new(),
-        });
+        let bus = bus_for_tests(&live, &metrics).await;
         let core = HubCore {
             directory: Directory::new(),
             counts: [ShardCounts::default()].into(),
             outbox_bytes: Arc::default(),
             live,
-            bus: bus.await.unwrap().bus,
+            bus,
             clock: Arc::new(SystemClock),
             metrics,
             control: Handle::current(),
