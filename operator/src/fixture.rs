@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use chrono::DateTime;
+use chrono::{DateTime, Utc};
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use rand::SeedableRng as _;
+use rand::rngs::StdRng;
 use serde::Deserialize as _;
 use serde_yaml_ng::Value;
 use signal_contract::StatusReport;
@@ -15,6 +17,7 @@ use signal_crds::secrets::DatabaseConnection;
 use signal_crds::status::SourceStage;
 use signal_services::{Authority, PrivateKey};
 
+use crate::decide::{ClusterMemory, ClusterPlan, decide};
 use crate::observe::fleet::{Fleet, Pod};
 use crate::observe::observed::{KindAccess, Kinds, Observed, PodAllowances};
 use crate::plan::record::{Record, RecordedSource, RedisRecord, SigningRecord, SourcesRecord};
@@ -30,6 +33,18 @@ pub(crate) const EXAMPLES: [(&str, &str); 3] = [
 /// One of the examples.
 pub(crate) fn example(name: &str) -> Observed {
     observed(EXAMPLES.iter().find(|(known, _)| *known == name).unwrap().1)
+}
+
+/// What is decided of it at first, with nothing remembered.
+pub(crate) fn plan_of(observed: &Observed, now: DateTime<Utc>) -> ClusterPlan {
+    let mut random = StdRng::seed_from_u64(7);
+    decide(
+        observed,
+        &mut ClusterMemory::default(),
+        None,
+        &mut random,
+        now,
+    )
 }
 
 /// A pod that is ready, and whose report says nothing.

@@ -430,8 +430,6 @@ mod unreadable;
 mod tests {
     use k8s_openapi::api::core::v1::ConfigMap;
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-    use rand::SeedableRng as _;
-    use rand::rngs::StdRng;
 
     use super::*;
     use crate::reasons::EventReason;
@@ -459,13 +457,7 @@ mod tests {
             },
             ..ConfigMap::default()
         });
-        let plan = decide(
-            &observed,
-            &mut ClusterMemory::default(),
-            None,
-            &mut StdRng::seed_from_u64(7),
-            DateTime::UNIX_EPOCH,
-        );
+        let plan = crate::fixture::plan_of(&observed, DateTime::UNIX_EPOCH);
         let planned = plan.planned().unwrap();
         assert_eq!(planned.desired.live_config.data, None);
         let kinds: Vec<_> = plan.problems().iter().map(|found| found.kind).collect();

@@ -3,11 +3,9 @@
 use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec};
-use rand::SeedableRng as _;
-use rand::rngs::StdRng;
 
 use super::*;
-use crate::fixture::{changed, pod};
+use crate::fixture::{changed, plan_of, pod};
 use crate::status::status;
 
 /// Three pods, of which this many are wanted, and a spec that cannot be carried out.
@@ -25,13 +23,7 @@ fn three(wanted: i32, spoil: impl Fn(&mut Observed)) -> (Observed, ClusterPlan) 
     });
     observed.fleet.pods = ["a", "b", "c"].map(pod).into();
     spoil(&mut observed);
-    let plan = decide(
-        &observed,
-        &mut ClusterMemory::default(),
-        None,
-        &mut StdRng::seed_from_u64(7),
-        DateTime::UNIX_EPOCH,
-    );
+    let plan = plan_of(&observed, DateTime::UNIX_EPOCH);
     assert!(plan.planned().is_none());
     (observed, plan)
 }

@@ -9,7 +9,7 @@ use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 
 use super::*;
-use crate::fixture::{changed, pod};
+use crate::fixture::{changed, plan_of, pod};
 use crate::names::{RESTARTED_AT, TEMPLATE_HASH};
 use crate::observe::fleet::{Pod, PodProblem, PodProblemKind};
 use crate::observe::observed::PodRevision;
@@ -237,18 +237,10 @@ fn full(wanted: i32) -> Observed {
 
 #[test]
 fn a_rollout_that_waits_for_room_lets_pods_go_that_are_not_wanted() {
-    let plan = |observed: &Observed| {
-        let mut random = StdRng::seed_from_u64(7);
-        let mut memory = ClusterMemory::default();
-        decide(
-            observed,
-            &mut memory,
-            None,
-            &mut random,
-            DateTime::UNIX_EPOCH,
-        )
+    let marked = |observed: &Observed| {
+        let plan = plan_of(observed, DateTime::UNIX_EPOCH);
+        plan.pods().scale.mark.len()
     };
-    let marked = |observed: &Observed| plan(observed).pods().scale.mark.len();
     assert_eq!(marked(&full(3)), 0, "all are wanted");
     assert_eq!(marked(&full(2)), 1);
     let mut slow = full(2);
@@ -269,13 +261,7 @@ fn a_rollout_that_waits_for_room_lets_pods_go_that_are_not_wanted() {
 fn a_restart_that_a_person_asked_for_is_told_until_the_deployment_has_it() {
     let mut simulation = Simulation::new();
     let told = |simulation: &Simulation| {
-        let plan = decide(
-            &simulation.observed,
-            &mut ClusterMemory::default(),
-            None,
-            &mut StdRng::seed_from_u64(7),
-            DateTime::UNIX_EPOCH,
-        );
+        let plan = plan_of(&simulation.observed, DateTime::UNIX_EPOCH);
         let mut events = plan.facts().events.iter();
         let found = events.find(|event| event.reason == EventReason::RestartRequested);
         found.map(|event| event.note.clone())

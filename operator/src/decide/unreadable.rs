@@ -1,11 +1,9 @@
 //! A record that cannot be read changes nothing of what it speaks of, and says so.
 
-use rand::SeedableRng as _;
-use rand::rngs::StdRng;
 use signal_crds::data::Migrations;
 
 use super::*;
-use crate::fixture::changed;
+use crate::fixture::{changed, plan_of};
 use crate::status::status;
 
 fn at(secs: i64) -> DateTime<Utc> {
@@ -13,13 +11,7 @@ fn at(secs: i64) -> DateTime<Utc> {
 }
 
 fn look(observed: &Observed) -> ClusterPlan {
-    decide(
-        observed,
-        &mut ClusterMemory::default(),
-        None,
-        &mut StdRng::seed_from_u64(7),
-        at(0),
-    )
+    plan_of(observed, at(0))
 }
 
 /// The production example with everything written, and then a source more in its spec and a record that reads like this.

@@ -534,11 +534,8 @@ fn null_removed_members(old: &serde_json::Value, new: &mut serde_json::Value) {
 #[cfg(test)]
 mod tests {
     use k8s_openapi::api::core::v1::ConfigMap;
-    use rand::SeedableRng as _;
-    use rand::rngs::StdRng;
 
     use super::*;
-    use crate::decide::decide;
     use crate::names::RECORD;
 
     /// The conditions of the production example, with this record in its live ConfigMap.
@@ -549,13 +546,7 @@ mod tests {
             live.metadata.annotations = Some([(RECORD.to_owned(), text.to_owned())].into());
             live
         });
-        let plan = decide(
-            &observed,
-            &mut Default::default(),
-            None,
-            &mut StdRng::seed_from_u64(7),
-            DateTime::UNIX_EPOCH,
-        );
+        let plan = crate::fixture::plan_of(&observed, DateTime::UNIX_EPOCH);
         crate::status::status(&observed, &plan, &[], DateTime::UNIX_EPOCH).conditions
     }
 

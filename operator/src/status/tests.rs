@@ -6,13 +6,10 @@ use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentCondition, DeploymentStatus};
 use k8s_openapi::api::batch::v1::{Job, JobStatus};
-use rand::SeedableRng as _;
-use rand::rngs::StdRng;
 use signal_crds::data::Migrations;
 
 use super::*;
-use crate::decide::{ClusterMemory, decide};
-use crate::fixture::example;
+use crate::fixture::{example, plan_of};
 use crate::observe::fleet::{PodProblem, PodProblemKind};
 use crate::observe::observed::PodRevision;
 use crate::observe::resources::SERVICE;
@@ -29,13 +26,7 @@ fn at(secs: i64) -> DateTime<Utc> {
 
 /// The status after one reconcile.
 fn look(observed: &Observed, failures: &[ApplyFailure]) -> Status {
-    let plan = decide(
-        observed,
-        &mut ClusterMemory::default(),
-        None,
-        &mut StdRng::seed_from_u64(7),
-        at(0),
-    );
+    let plan = plan_of(observed, at(0));
     status(observed, &plan, failures, at(0))
 }
 
@@ -147,13 +138,7 @@ fn pods_that_all_serve_are_ready_and_their_numbers_add_up() {
 fn connections_that_keda_asks_for_have_their_time_which_moves_with_them_or_now_and_then() {
     let mut observed = running(vec![pod("a", 7), pod("b", 11)]);
     let sampled = |observed: &mut Observed, secs: i64| {
-        let plan = decide(
-            observed,
-            &mut ClusterMemory::default(),
-            None,
-            &mut StdRng::seed_from_u64(7),
-            at(secs),
-        );
+        let plan = plan_of(observed, at(secs));
         let status = status(observed, &plan, &[], at(secs));
         let time = status.connections.as_ref().unwrap().sampled_at.clone();
         Arc::make_mut(&mut observed.cluster).status = Some(status);
@@ -489,16 +474,12 @@ fn a_migration_that_does_not_get_on_is_told_by_its_pod() {
 #[test]
 fn a_migration_whose_pods_nobody_lets_be_created_is_told_after_a_while() {
     let mut observed = example("production");
-    let plan = |observed: &Observed| {
-        decide(
-            observed,
-            &mut ClusterMemory::default(),
-            None,
-            &mut StdRng::seed_from_u64(7),
-            at(0),
-        )
-    };
-    let migration = plan(&observed).planned().unwrap().desired.migration.clone();
+    let migration = plan_of(&observed, at(0))
+        .planned()
+        .unwrap()
+        .desired
+        .migration
+        .clone();
     let mut job = migration.unwrap();
     let with = |job: &mut Job, began: i64, active: i32| {
         job.status = Some(JobStatus {
@@ -511,7 +492,10 @@ fn a_migration_whose_pods_nobody_lets_be_created_is_told_after_a_while() {
     observed.jobs = vec![job.clone()];
     let status = look(&observed, &[]);
     assert_eq!(said(&status, "Degraded"), ("False", "AsExpected"));
-    let due: Vec<_> = plan(&observed).due().map(|due| (due.at, due.why)).collect();
+    let due: Vec<_> = plan_of(&observed, at(0))
+        .due()
+        .map(|due| (due.at, due.why))
+        .collect();
     assert!(due.contains(&(at(1), DueReason::Migration)), "{due:?}");
 
     with(&mut job, -10, 0);

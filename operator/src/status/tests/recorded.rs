@@ -16,13 +16,7 @@ use crate::observe::resources::{INGRESS, Owned};
 use crate::status::unreadable_conditions;
 
 fn plan(observed: &Observed) -> Box<PlannedCluster> {
-    let plan = decide(
-        observed,
-        &mut ClusterMemory::default(),
-        None,
-        &mut StdRng::seed_from_u64(7),
-        at(0),
-    );
+    let plan = plan_of(observed, at(0));
     match plan {
         ClusterPlan::Planned(planned) => planned,
         ClusterPlan::Invalid(invalid) => panic!("{:?}", invalid.problems),
